@@ -1,0 +1,38 @@
+# Every target sets up what it needs by itself: a Python >= 3.11 is enough. PYTHON=… names another one.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+PYTEST_ARGS ?=
+CODE := sdk platform worker_runtime tests scripts examples bench setup.py
+PYTHON_FOLDERS = $(wildcard $(CODE))
+
+help: ## Show what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Start the platform, deploy the examples, use them, stop it
+	@scripts/setup platform
+	@.venv/bin/python scripts/demo.py
+
+test: ## Run every test; PYTEST_ARGS='-k name' for some of them
+	@scripts/setup platform,dev
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: ## ruff (rules and format) and mypy --strict
+	@scripts/setup platform,dev
+	.venv/bin/ruff check $(PYTHON_FOLDERS)
+	.venv/bin/ruff format --check $(PYTHON_FOLDERS)
+	.venv/bin/mypy
+
+format: ## Let ruff put the code into shape
+	@scripts/setup platform,dev
+	.venv/bin/ruff check --fix $(PYTHON_FOLDERS)
+	.venv/bin/ruff format $(PYTHON_FOLDERS)
+
+bench: ## Measure against peers; minutes, needs a quiet machine
+	@scripts/setup platform,dev
+	@bench/run
+
+clean: ## Remove what was made here: .venv, caches, the demo's home
+	@if [ -d .demo ]; then chmod -R u+w .demo; fi
+	rm -rf .venv .demo build dist .pytest_cache .mypy_cache .ruff_cache sdk/*.egg-info *.egg-info
+	find sdk platform worker_runtime tests scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +

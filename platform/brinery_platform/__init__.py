@@ -1,0 +1,1 @@
+"""The platform: gateway, controller, forwarders, and the parts that they share."""

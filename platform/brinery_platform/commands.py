@@ -1,0 +1,222 @@
+"""The CLI's commands for whoever runs the box: `up`, `down` and `status`; the SDK's CLI finds them by entry point."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from brinery.errors import BrineryError, UnavailableError
+
+if TYPE_CHECKING:
+    from brinery_platform.runtimes.base import Running
+    from brinery_platform.settings import Settings
+    from brinery_platform.up_record import UpRecord
+
+DETACHED_READY_SECONDS: Final = 120.0
+DOWN_SECONDS: Final = 120.0
+
+Home = Annotated[Path | None, typer.Option(help="Folder of data, environments and logs. [BRINERY_HOME, ~/.brinery]")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the CLI; called by ``brinery.cli`` for the entry point group ``brinery.commands``."""
+    app.command()(up)
+    app.command()(down)
+    app.command()(status)
+
+
+def up(
+    home: Home = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [BRINERY_HOST, 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [BRINERY_PORT, 5050]")] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when it is ready, and leave it running.")
+    ] = False,
+) -> None:
+    """Start the whole platform on this machine."""
+    from brinery_platform.settings import read_settings
+    from brinery_platform.up_record import UpRecord
+
+    settings = read_settings(home=home, host=host, port=port)
+    running = UpRecord.read(settings.home)
+    if running is not None:
+        typer.echo(_describe(running.pid, running.url, running.started_at))
+        return
+    if detach:
+        _detach(settings.home, settings.host, settings.port)
+    else:
+        from brinery_platform.up import Up
+
+        Up(settings, lambda line: typer.echo(line, err=False)).run()
+
+
+def down(home: Home = None) -> None:
+    """Stop the platform and every worker; queued tasks and all data stay."""
+    from brinery_platform.runtimes.detached import is_alive, state_of
+    from brinery_platform.settings import read_settings
+    from brinery_platform.up_record import UpRecord, lock_held
+
+    settings = read_settings(home=home)
+    record = UpRecord.read(settings.home)
+    if record is not None:
+        process = state_of(record.pid)
+        os.kill(record.pid, signal.SIGTERM)
+        deadline = time.monotonic() + DOWN_SECONDS
+        while lock_held(settings.home) or (process is not None and is_alive(process.identity)):
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"`brinery up` (pid {record.pid}) has not ended after {DOWN_SECONDS:g} s.")
+            time.sleep(0.05)
+        typer.echo("Brinery is down.")
+    elif settings.home.exists() and _stop_leftovers(settings):
+        typer.echo("Stopped what a killed `brinery up` had left.")
+    else:
+        typer.echo("Brinery is not running.")
+
+
+def _stop_leftovers(settings: Settings) -> bool:
+    """Stop what runs in a home without an `up`; return whether there was anything."""
+    from brinery_platform.embedded_redis import EmbeddedRedis
+    from brinery_platform.services import connect
+    from brinery_platform.up import stop_everything
+
+    services = connect(settings)
+    redis = EmbeddedRedis(settings.home)
+    found = bool(services.runtime.list()) or redis.running()
+    stop_everything(services, typer.echo)
+    redis.stop()
+    return found
+
+
+def status(
+    home: Home = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what runs: the platform's processes, the workers, and every endpoint of yours."""
+    from brinery_platform.services import connect
+    from brinery_platform.settings import read_settings
+    from brinery_platform.up_record import UpRecord
+
+    settings = read_settings(home=home)
+    record = UpRecord.read(settings.home)
+    found: list[Running] = []
+    if settings.home.exists():
+        runtime = connect(settings).runtime
+        found = runtime.list()
+        runtime.close()
+    endpoints = _endpoints(settings.home) if record is not None else []
+    if as_json:
+        data: dict[str, Any] = {
+            "running": record is not None,
+            "url": record.url if record else None,
+            "pid": record.pid if record else None,
+            "processes": [
+                {"id": item.id, "kind": item.kind, "endpoint_id": item.endpoint_id, "started_at": item.started_at}
+                for item in found
+            ],
+            "endpoints": endpoints,
+        }
+        typer.echo(json.dumps(data, indent=2))
+    else:
+        _print_status(record, found, endpoints)
+    if record is None:
+        raise typer.Exit(1)
+
+
+def _print_status(record: UpRecord | None, found: list[Running], endpoints: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if record is None:
+        console.print("Brinery is not running; start it with `brinery up`.")
+    else:
+        console.print(_describe(record.pid, record.url, record.started_at))
+    names = {endpoint["id"]: endpoint["name"] for endpoint in endpoints}
+    if found:
+        table = Table("Process", "Kind", "Endpoint", "Up for", box=None)
+        for item in sorted(found, key=lambda item: (item.kind, item.endpoint_id, item.started_at)):
+            endpoint = names.get(item.endpoint_id, item.endpoint_id)
+            table.add_row(item.id, item.kind, endpoint, _duration(time.time() - item.started_at))
+        console.print(table)
+    if endpoints:
+        table = Table("Endpoint", "Status", "Version", "Workers", "Reason", box=None)
+        for endpoint in endpoints:
+            table.add_row(
+                endpoint["name"],
+                endpoint["status"],
+                str(endpoint["serving_version"] or "-"),
+                str(len(endpoint["workers"])),
+                endpoint["reason"].splitlines()[0] if endpoint["reason"] else "",
+            )
+        console.print(table)
+
+
+def _endpoints(home: Path) -> list[dict[str, Any]]:
+    from brinery.client import Client
+    from brinery.config import read_profile
+
+    profile = read_profile(home)
+    if profile is None:
+        return []
+    try:
+        reply: list[dict[str, Any]] = Client(profile.url, profile.api_key).endpoints()
+    except BrineryError:
+        return []
+    return reply
+
+
+def _detach(home: Path, host: str, port: int) -> None:
+    """Run `up` in a session of its own, and wait until it is ready or has ended."""
+    from brinery_platform.up_record import UpRecord
+
+    (home / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = home / "logs" / "up.log"
+    with path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "brinery.cli", "up", "--home", str(home), "--host", host, "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    shown = 0
+    deadline = time.monotonic() + DETACHED_READY_SECONDS
+    while True:
+        ended = process.poll()
+        lines = path.read_text(errors="replace").splitlines()
+        record = UpRecord.read(home)
+        if ended is not None:
+            raise UnavailableError(
+                lines[-1].removeprefix("Error: ") if lines else f"`brinery up` ended with exit code {ended}."
+            )
+        for line in lines[shown:]:
+            typer.echo(line)
+        shown = len(lines)
+        if record is not None and record.ready and record.pid == process.pid:
+            return
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"Not ready after {DETACHED_READY_SECONDS:g} s; see {path}.")
+        time.sleep(0.05)
+
+
+def _describe(pid: int, url: str, started_at: float) -> str:
+    return f"Brinery runs at {url} (pid {pid}, up for {_duration(time.time() - started_at)})."
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

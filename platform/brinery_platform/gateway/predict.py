@@ -1,0 +1,358 @@
+"""A synchronous call: key, endpoint and worker are found in memory, then bytes go there and back."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+import structlog
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from brinery.errors import (
+    BrineryError,
+    InvalidRequestError,
+    OverloadedError,
+    PayloadTooLargeError,
+    UnavailableError,
+    UpstreamTimeoutError,
+    WorkerBusyError,
+)
+from brinery.spec import (
+    CONTENT_EVENTS,
+    CONTENT_JSON,
+    HEADER_REQUEST_ID,
+    HEADER_TIMEOUT_SECONDS,
+    MAX_BODY_BYTES,
+)
+from brinery_platform.gateway.auth import KeyTable
+from brinery_platform.gateway.lanes import Lane, Worker
+from brinery_platform.gateway.load import LoadReporter
+from brinery_platform.gateway.metrics import HUNG_UP_STATUS, Metrics
+from brinery_platform.gateway.proxy import NotSentError, Reply, Upstream
+from brinery_platform.gateway.replies import Answer, marked, unexpected_error
+from brinery_platform.gateway.routing import RoutingTable, why_hopeless
+from brinery_platform.gateway.schemas import check_arguments
+from brinery_platform.gateway.watch import Watch
+
+PREFIX: Final = "/v1/endpoints/"
+SUFFIX: Final = "/predict"
+MAX_HELD_BYTES: Final = 512 * 1024 * 1024
+"""Bodies of all held requests together; above it, 429."""
+BODY_SECONDS: Final = 300.0
+"""How long a client may take to send its body."""
+BUSY_SECONDS: Final = 0.005
+"""How long a worker that is busy with others' requests is left alone; it waits up to 20 ms for a slot by itself."""
+REFUSED_SECONDS: Final = 1.0
+"""How long a worker that takes no connection is left alone."""
+LOADING_SECONDS: Final = 0.05
+"""How long a worker is left alone whose serving process died and loads its bundle again."""
+_REST_SECONDS: Final = {WorkerBusyError.wire_type(): BUSY_SECONDS, UnavailableError.wire_type(): LOADING_SECONDS}
+_NOT_TAKEN_STATUSES: Final = frozenset({WorkerBusyError.status, UnavailableError.status})
+
+Headers = dict[bytes, bytes]
+Submit = Callable[[Lane, Headers, bytes], Awaitable[Response]]
+"""Accepts a request as a task instead."""
+
+logger = structlog.get_logger(__name__)
+
+
+class HungUpError(Exception):
+    """The client is gone; nobody reads an answer."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """One request on its way: where it goes, what it carries, and whether a worker has it."""
+
+    lane: Lane
+    request_id: str
+    body: bytes
+    content_type: str
+    streaming: bool
+    timeout_seconds: float
+    watch: Watch
+    sent: bool = False
+
+
+class Predict:
+    """The hot path, an ASGI application for ``POST /v1/endpoints/{name}/predict``.
+
+    Args:
+        keys: Who may call.
+        table: Where to.
+        upstream: Connections to the workers.
+        metrics: Counts every call.
+        load: Told when somebody waits and no worker is ready.
+        submit: Takes a request that prefers to be answered later.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: KeyTable,
+        table: RoutingTable,
+        upstream: Upstream,
+        metrics: Metrics,
+        load: LoadReporter,
+        submit: Submit,
+    ) -> None:
+        self._keys = keys
+        self._table = table
+        self._upstream = upstream
+        self._metrics = metrics
+        self._load = load
+        self._submit = submit
+        self._held_bytes = 0
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        begun = time.perf_counter()
+        headers: Headers = dict(scope["headers"])
+        answer = Answer(send, scope["brinery.request_id"])
+        name = scope["path"][len(PREFIX) : -len(SUFFIX)]
+        owner = None
+        try:
+            caller = self._keys.authenticate(headers.get(b"authorization", b""))
+            lane = self._table.find(caller.owner, name) or await self._table.resolve(caller.owner, name)
+            owner = caller.owner
+            body = await read_body(receive, headers)
+            if b"respond-async" in headers.get(b"prefer", b""):
+                response = await self._submit(lane, headers, body)
+                answer.status = response.status_code
+                await response(scope, receive, marked(send, answer.request_id))
+            else:
+                await self._serve(lane, headers, body, receive, answer)
+        except BrineryError as error:
+            await answer.fail(error)
+        except HungUpError:
+            answer.status = HUNG_UP_STATUS
+        except Exception:
+            logger.exception("request_failed", request_id=answer.request_id, endpoint=name)
+            await answer.fail(unexpected_error(answer.request_id))
+        finally:
+            if owner is not None:
+                self._metrics.observe(owner, name, answer.status, time.perf_counter() - begun)
+
+    async def _serve(self, lane: Lane, headers: Headers, body: bytes, receive: Receive, answer: Answer) -> None:
+        seconds = timeout_seconds(headers, lane)
+        watch = Watch(receive, seconds)
+        call = _Call(
+            lane=lane,
+            request_id=answer.request_id,
+            body=body,
+            content_type=headers.get(b"content-type", b"application/json").decode("latin-1"),
+            streaming=CONTENT_EVENTS.encode() in headers.get(b"accept", b""),
+            timeout_seconds=seconds,
+            watch=watch,
+        )
+        try:
+            again = False
+            while not await self._attempt(call, lane.take() or await self._hold(call, again), answer):
+                again = True
+        except asyncio.CancelledError:
+            if not watch.expired and not watch.hung_up:
+                raise  # the server stops
+            watch.task.uncancel()
+            if watch.hung_up:
+                raise HungUpError from None
+            raise _timed_out(call) from None
+        finally:
+            watch.close()
+
+    async def _hold(self, call: _Call, again: bool) -> Worker:
+        """Wait for a slot.
+
+        Args:
+            call: What waits.
+            again: Whether it had one before, at a worker that was busy or gone: then it is next.
+        """
+        lane = call.lane
+        if not lane.workers:
+            if (hopeless := why_hopeless(lane.route)) is not None:
+                raise hopeless()
+            if call.content_type.startswith(CONTENT_JSON):
+                check_arguments(lane.route.request_schema, call.body)
+            if not lane.waiting:
+                self._load.demand(lane)
+        if self._held_bytes + len(call.body) > MAX_HELD_BYTES:
+            raise OverloadedError(
+                "The bodies of waiting requests fill the gateway's memory; try again shortly.",
+                retry_after_seconds=1,
+            )
+        self._held_bytes += len(call.body)
+        try:
+            return await lane.wait(first=again)
+        finally:
+            self._held_bytes -= len(call.body)
+
+    async def _attempt(self, call: _Call, worker: Worker, answer: Answer) -> bool:
+        """Send the call to one worker; return False if that worker did not take it.
+
+        The slot is given back in any case: at once, or when a call that was cut short has stopped.
+        """
+        try:
+            taken = await self._exchange(call, worker, answer)
+        except asyncio.CancelledError:
+            task = asyncio.create_task(self._stop(call.lane, worker, call.request_id))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+            raise
+        except BaseException:
+            call.lane.release(worker)
+            raise
+        call.lane.release(worker)
+        return taken
+
+    async def _exchange(self, call: _Call, worker: Worker, answer: Answer) -> bool:
+        call.sent = True
+        try:
+            reply = await self._upstream.post(
+                worker.url,
+                "/stream" if call.streaming else "/predict",
+                call.body,
+                {
+                    "Content-Type": call.content_type,
+                    HEADER_REQUEST_ID: call.request_id,
+                    HEADER_TIMEOUT_SECONDS: f"{call.watch.seconds_left:.3f}",
+                },
+            )
+        except NotSentError as error:
+            logger.info("worker_refused", worker_id=worker.id, error=str(error))
+            call.lane.pause(worker, REFUSED_SECONDS)
+            call.sent = False
+            return False
+        try:
+            whole = await reply.whole()
+            if reply.status in _NOT_TAKEN_STATUSES and whole is not None and (rest := _rest_seconds(whole)):
+                call.lane.pause(worker, rest)
+                call.sent = False
+                return False
+            await _pass_on(reply, whole, answer)
+        finally:
+            reply.close()
+        return True
+
+    async def _stop(self, lane: Lane, worker: Worker, request_id: str) -> None:
+        """Stop a call that nobody waits for any more, and only then give its slot back."""
+        try:
+            await self._upstream.cancel(worker.control_url, request_id)
+        finally:
+            lane.release(worker)
+
+    async def close(self) -> None:
+        """Let the calls that were cut short be stopped."""
+        if self._background:
+            await asyncio.wait(self._background)
+
+
+async def _pass_on(reply: Reply, whole: bytes | None, answer: Answer) -> None:
+    if whole is not None:
+        await answer.start(reply.status, reply.content_type, len(whole))
+        await answer.end(whole)
+        return
+    if reply.content_type == CONTENT_EVENTS:
+        await answer.start(reply.status, reply.content_type, None)  # the client sees at once that it is served
+    async for piece in reply.pieces():
+        if not answer.started:
+            await answer.start(reply.status, reply.content_type, reply.size)
+        await answer.piece(piece)
+    if not answer.started:
+        await answer.start(reply.status, reply.content_type, 0)
+    await answer.end()
+
+
+def matches(scope: Scope) -> bool:
+    """Return whether a request is one for the hot path."""
+    path: str = scope["path"]
+    return (
+        path.startswith(PREFIX)
+        and path.endswith(SUFFIX)
+        and "/" not in path[len(PREFIX) : -len(SUFFIX)]
+        and scope["method"] == "POST"
+    )
+
+
+async def read_body(receive: Receive, headers: Headers) -> bytes:
+    """Return a request's whole body.
+
+    Raises:
+        PayloadTooLargeError: It is larger than `MAX_BODY_BYTES`.
+        InvalidRequestError: It did not come within `BODY_SECONDS`.
+        HungUpError: The client left before its end.
+    """
+    if int(headers.get(b"content-length", b"0")) > MAX_BODY_BYTES:
+        raise _too_large()
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body: bytes = message.get("body", b"")  # nearly every request comes in one piece
+        return body
+    parts = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                if message["type"] == "http.disconnect":
+                    raise HungUpError
+                parts += message.get("body", b"")
+                if len(parts) > MAX_BODY_BYTES:
+                    raise _too_large()
+                if not message.get("more_body", False):
+                    return bytes(parts)
+                message = await receive()
+    except TimeoutError:
+        raise InvalidRequestError(f"The body did not arrive within {BODY_SECONDS:.0f} s; send it again.") from None
+
+
+def timeout_seconds(headers: Headers, lane: Lane) -> float:
+    """Return the limit of a call: the endpoint's, or less where the caller asks for less.
+
+    Raises:
+        InvalidRequestError: The header is no positive number.
+    """
+    limit = lane.route.spec.timeout_seconds
+    given = headers.get(HEADER_TIMEOUT_SECONDS.lower().encode())
+    if given is None:
+        return limit
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidRequestError(f"{HEADER_TIMEOUT_SECONDS} must be a number of seconds above 0, such as 2.5.")
+    return min(limit, seconds)
+
+
+def _rest_seconds(body: bytes) -> float:
+    """Return how long a worker that did not take a call is left alone, 0 where the answer does not say that."""
+    try:
+        return _REST_SECONDS.get(orjson.loads(body)["error"]["type"], 0.0)
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return 0.0
+
+
+def _timed_out(call: _Call) -> UpstreamTimeoutError:
+    route, seconds = call.lane.route, f"{call.timeout_seconds:g} s"
+    if call.sent:
+        text = f"{route.spec.name!r} gave no answer within {seconds}; the call was stopped."
+        cure = "Raise the endpoint's timeout_seconds, or submit long work as a task."
+    elif call.lane.workers:
+        text = f"Every worker of {route.spec.name!r} was busy for {seconds}."
+        cure = "Raise max_workers or concurrency, or submit it as a task."
+    else:
+        reason = f" ({route.reason})" if route.reason else ""
+        text = f"No worker of {route.spec.name!r} became ready within {seconds}; it is {route.status}{reason}."
+        cure = f"`brinery logs {route.spec.name}` shows why; a larger timeout waits longer."
+    return UpstreamTimeoutError(f"{text} {cure}", endpoint=route.spec.name, request_id=call.request_id)
+
+
+def _too_large() -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"The body is larger than {MAX_BODY_BYTES // 2**20} MiB; pass a reference to the data instead.",
+        max_bytes=MAX_BODY_BYTES,
+    )

@@ -1,0 +1,31 @@
+-- id, endpoint, owner, priority, idempotency key or '', max_queued, expires_at, then the record's fields and values
+-- -> {'created'} | {'exists', record} | {'full', size}
+local id, endpoint, owner, priority, idempotency_key = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local found = redis.call('HGETALL', 'task:' .. id)
+if #found > 0 then
+  return { 'exists', found }
+end
+local key = 'idempotency:' .. owner .. ':' .. endpoint .. ':' .. idempotency_key
+if idempotency_key ~= '' then
+  local other = redis.call('GET', key)
+  found = other and redis.call('HGETALL', 'task:' .. other) or {}
+  if #found > 0 then
+    return { 'exists', found }
+  end
+end
+local size = redis.call('ZCARD', 'open:' .. endpoint)
+if size >= tonumber(ARGV[6]) then
+  return { 'full', size }
+end
+local at = now()
+redis.call('HSET', 'task:' .. id, unpack(ARGV, 8))
+redis.call('ZADD', 'deadlines', ARGV[7], id)
+redis.call('SADD', 'endpoints', endpoint)
+if idempotency_key ~= '' then
+  redis.call('SET', key, id)
+end
+local sequence = enqueue(id, endpoint, priority, at)
+redis.call('ZADD', 'open:' .. endpoint, sequence, id)
+redis.call('ZADD', 'tasks:' .. owner, sequence, id)
+event(id, 'queued', at, 'submitted')
+return { 'created' }

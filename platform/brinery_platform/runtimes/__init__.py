@@ -1,0 +1,31 @@
+"""Where workers run: one contract (`base`), one file for each technology, loaded by name when it is wanted."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from brinery_platform.runtimes.base import Runtime
+    from brinery_platform.runtimes.process import Interpreters
+    from brinery_platform.settings import Settings
+
+RUNTIMES: Final = {"process": "brinery_platform.runtimes.process:ProcessRuntime"}
+DEFAULT: Final = "process"
+"""What ``BRINERY_RUNTIME=auto`` means."""
+
+
+def make_runtime(settings: Settings, environments: Interpreters) -> Runtime:
+    """Return the runtime that the settings name.
+
+    Args:
+        settings: This process's settings; what it starts gets them through its environment.
+        environments: The environments of this machine.
+    """
+    from brinery_platform.settings import platform_environment
+
+    module, _, name = RUNTIMES[DEFAULT if settings.runtime == "auto" else settings.runtime].partition(":")
+    made: Runtime = getattr(importlib.import_module(module), name)(
+        settings.home, environments, platform_environment(settings)
+    )
+    return made

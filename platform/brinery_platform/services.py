@@ -1,0 +1,97 @@
+"""The one wiring: every process calls `connect` once and takes the parts it needs from what it returns."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import redis
+    from celery import Celery
+    from redis.asyncio import Redis as AsyncRedis
+
+    from brinery_platform.environments import Environments
+    from brinery_platform.objects import Objects
+    from brinery_platform.runtimes.base import Runtime
+    from brinery_platform.settings import Settings
+    from brinery_platform.store import Store
+
+REDIS_TIMEOUT_SECONDS = 5.0
+
+
+class Services:
+    """The parts of the platform, each made when it is first asked for and shared by its process.
+
+    A forwarder thus never opens the SQL database, and a gateway never makes a runtime.
+
+    Args:
+        settings: This process's settings.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def store(self) -> Store:
+        """The metadata in SQL; for gateway and controller only."""
+        from brinery_platform.store import Store
+
+        return Store(self.settings.database)
+
+    @cached_property
+    def objects(self) -> Objects:
+        """The object store."""
+        from brinery_platform.objects import open_objects
+
+        return open_objects(self.settings.objects)
+
+    @cached_property
+    def redis(self) -> redis.Redis:
+        """A pooled, thread-safe Redis client; replies are bytes."""
+        import redis as library
+
+        return library.Redis.from_url(
+            self.settings.redis,
+            socket_timeout=REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+            health_check_interval=30,
+        )
+
+    @cached_property
+    def aredis(self) -> AsyncRedis:
+        """The same for asyncio; belongs to the loop that first uses it."""
+        import redis.asyncio as library
+
+        return library.Redis.from_url(
+            self.settings.redis,
+            socket_timeout=REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+            health_check_interval=30,
+        )
+
+    @cached_property
+    def celery(self) -> Celery:
+        """The Celery application: queues in and results out."""
+        from brinery_platform.broker import make_app
+
+        return make_app(self.settings)
+
+    @cached_property
+    def environments(self) -> Environments:
+        """The environments built on this machine."""
+        from brinery_platform.environments import Environments
+        from brinery_platform.settings import index_environment
+
+        return Environments(self.settings.home, index_environment())
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """What runs workers here; for the controller."""
+        from brinery_platform.runtimes import make_runtime
+
+        return make_runtime(self.settings, self.environments)
+
+
+def connect(settings: Settings) -> Services:
+    """Return the parts of the platform for `settings`; nothing is opened until it is used."""
+    return Services(settings)

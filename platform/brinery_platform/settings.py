@@ -1,0 +1,136 @@
+"""Every setting of the platform, read once at a process's start; the only module that reads the environment."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from brinery.errors import InvalidRequestError
+
+
+class Settings(BaseSettings):
+    """What ``BRINERY_*`` variables say; argument > environment > default.
+
+    Frozen: a process reads it once and passes it down.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="BRINERY_", frozen=True, extra="ignore")
+
+    home: Path = Field(Path("~/.brinery"), description="Folder of everything embedded: data, environments, logs.")
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    port: int = Field(5050, ge=1, le=65535, description="Port that the gateway listens on.")
+    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the home.")
+    redis_url: SecretStr = Field(SecretStr(""), description="redis:// URL; empty: an embedded Redis in the home.")
+    objects_url: str = Field("", description="file:///… or s3://bucket/prefix; empty: a folder in the home.")
+    runtime: Literal["auto", "process"] = Field("auto", description="What runs the workers.")
+    trust_all_owners: bool = Field(
+        default=False, description="Let keys of several owners share the process runtime, which does not isolate."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("home")
+    @classmethod
+    def _expand(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @cached_property
+    def database(self) -> str:
+        """The SQLAlchemy URL in force."""
+        return self.database_url or f"sqlite:///{self.home / 'brinery.db'}"
+
+    @cached_property
+    def redis(self) -> str:
+        """The Redis URL in force, password included; never log it."""
+        given = self.redis_url.get_secret_value()
+        if given:
+            return given
+        from brinery_platform.embedded_redis import embedded_url
+
+        return embedded_url(self.home)
+
+    @cached_property
+    def objects(self) -> str:
+        """The object store's URL in force."""
+        return self.objects_url or f"file://{self.home / 'objects'}"
+
+    @property
+    def url(self) -> str:
+        """The gateway's URL as a client on this machine uses it."""
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - compared, not bound
+        return f"http://{host}:{self.port}"
+
+
+def read_settings(**given: object) -> Settings:
+    """Read the settings of this process.
+
+    Args:
+        given: Values that win over the environment; None is left out.
+
+    Raises:
+        InvalidRequestError: Names the variable whose value is wrong.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type] # pydantic checks
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "BRINERY_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidRequestError(f"{name}: {first['msg']} (got {first['input']!r}).") from None
+
+
+def platform_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment for the platform's own processes: this one's, with every setting said.
+
+    It holds secrets (the Redis password, S3 keys); workers never get it.
+    """
+    said = {
+        "BRINERY_HOME": str(settings.home),
+        "BRINERY_HOST": settings.host,
+        "BRINERY_PORT": str(settings.port),
+        "BRINERY_DATABASE_URL": settings.database,
+        "BRINERY_REDIS_URL": settings.redis,
+        "BRINERY_OBJECTS_URL": settings.objects,
+        "BRINERY_RUNTIME": settings.runtime,
+        "BRINERY_TRUST_ALL_OWNERS": str(settings.trust_all_owners).lower(),
+        "BRINERY_LOG_LEVEL": settings.log_level,
+    }
+    return {**os.environ, **said}
+
+
+INDEX_VARIABLES: Final = frozenset(
+    {
+        "ALL_PROXY",
+        "CC",
+        "CXX",
+        "HOME",
+        "HTTPS_PROXY",
+        "HTTP_PROXY",
+        "LANG",
+        "LC_ALL",
+        "NETRC",
+        "NO_PROXY",
+        "PATH",
+        "PIP_CERT",
+        "PIP_DEFAULT_TIMEOUT",
+        "PIP_EXTRA_INDEX_URL",
+        "PIP_FIND_LINKS",
+        "PIP_INDEX_URL",
+        "PIP_NO_INDEX",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+    }
+)
+
+
+def index_environment() -> dict[str, str]:
+    """Return what this process's environment says about where packages come from: pip's and uv's variables.
+
+    It may hold passwords of package indexes.
+    """
+    return {
+        name: value for name, value in os.environ.items() if name.upper() in INDEX_VARIABLES or name.startswith("UV_")
+    }

@@ -1,0 +1,336 @@
+"""Every change of a task as a value: which script, its arguments, and what its reply means.
+
+`brinery_platform.tasks` runs them, blocking or on asyncio. Each script is atomic and returns the reason for what it
+did; its first comment says what it takes. The server's clock decides, so the machines' clocks need not agree.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Generic, Literal, TypeVar
+
+import orjson
+
+from brinery.errors import (
+    ConflictError,
+    InvalidRequestError,
+    OverloadedError,
+    TaskExpiredError,
+    WorkerError,
+)
+from brinery.spec import LEASE_SECONDS, Task, TaskStatus
+from brinery_platform.broker import message_template
+from brinery_platform.records import LISTED, from_listed, from_pairs, record_fields, to_fields
+
+T = TypeVar("T")
+
+BATCH: Final = 100
+"""Records that one script touches at most, so that Redis is never away for long (about 5 ms)."""
+LIST_SCAN: Final = 2_000
+LOST_AFTER_SECONDS: Final = 2.0
+_LUA: Final = Path(__file__).parent / "lua"
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LOST: Final = WorkerError("The process that ran this attempt died; no attempt is left. Requeue the task to try again.")
+_EXPIRED: Final = TaskExpiredError("No worker took the task before it expired; submit it again, or allow more time.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """A Lua script as Redis knows it."""
+
+    text: str
+    sha: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Generic[T]):
+    """One call of a script.
+
+    Args:
+        name: Of the script.
+        arguments: Its ``ARGV``.
+        parse: Makes the result from the reply, or raises what the reply means.
+    """
+
+    name: str
+    arguments: tuple[str | bytes | int | float, ...]
+    parse: Callable[[Any], T]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """The task that a submission led to: a new one, or the one that its id or idempotency key named already."""
+
+    task: Task
+    created: bool
+
+
+ClaimReason = Literal["claimed", "unregistered", "gone", "final", "running", "delayed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """An attempt that is ours: what `finish` and `requeue` compare before they change anything."""
+
+    task: Task
+    token: str
+
+    @property
+    def request_id(self) -> str:
+        """What the worker calls this attempt."""
+        return f"{self.task.id}.{self.task.attempt}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claimed:
+    """The answer to a claim: the attempt, or the reason why the message is to be dropped."""
+
+    reason: ClaimReason
+    claim: Claim | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A part of a listing, newest first, without inputs and results; `cursor` None means that nothing follows."""
+
+    tasks: list[Task]
+    cursor: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backlog:
+    """How an endpoint's tasks stand.
+
+    Args:
+        open: Tasks that are not final.
+        queued: Tasks that wait for a worker; those in a back-off are not counted.
+        oldest_queued_at: Since when the longest waiting of these waits, seconds since the epoch.
+    """
+
+    open: int
+    queued: int
+    oldest_queued_at: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outdated:
+    """A task whose result has been kept long enough, with the keys of its large payloads."""
+
+    task_id: str
+    input_object: str
+    result_object: str
+
+
+HoldReason = Literal["held", "gone", "final", "delayed", "duplicate"]
+FinishReason = Literal["finished", "stale", "gone"]
+RequeueReason = Literal["queued", "failed", "cancelled", "stale", "gone"]
+CancelReason = Literal["cancelled", "requested", "final", "gone"]
+RequeueDeadReason = Literal["queued", "not_failed", "gone"]
+
+
+@functools.cache
+def script(name: str) -> Script:
+    """Return a script with the prelude in front of it."""
+    prelude = (_LUA / "prelude.lua").read_text()
+    for mark, text in (
+        ("%TEMPLATE%", message_template()),
+        ("%LOST%", orjson.dumps(_LOST.to_json()).decode()),
+        ("%EXPIRED%", orjson.dumps(_EXPIRED.to_json()).decode()),
+    ):
+        prelude = prelude.replace(mark, text)
+    text = prelude + (_LUA / f"{name}.lua").read_text()
+    return Script(text=text, sha=hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def load_scripts() -> None:
+    """Read every script now, so that the first call of a process does not pay for it."""
+    for path in _LUA.glob("*.lua"):
+        if path.stem != "prelude":
+            script(path.stem)
+
+
+def _text(reply: Any) -> Any:
+    return reply.decode()
+
+
+def submit(task: Task, max_queued: int) -> Call[Submitted]:
+    """Write the record and publish its id, or find the task that is there already."""
+    for value in (task.id, task.endpoint_id):
+        if not _ID.fullmatch(value):
+            raise InvalidRequestError(f"{value!r} is no valid id: use up to 64 letters, digits, '_' and '-'.")
+
+    def parse(reply: list[Any]) -> Submitted:
+        if reply[0] == b"created":
+            return Submitted(task=task, created=True)
+        if reply[0] == b"full":
+            raise OverloadedError(
+                f"{reply[1]} tasks of this endpoint are open already; try again when some have finished.",
+                endpoint_id=task.endpoint_id,
+                retry_after_seconds=1,
+            )
+        found = from_pairs(reply[1])
+        if (found.owner, found.endpoint_id) != (task.owner, task.endpoint_id):
+            raise ConflictError(f"The task id {task.id} is taken; choose another one.", task_id=task.id)
+        return Submitted(task=found, created=False)
+
+    return Call(
+        name="submit",
+        arguments=(
+            task.id,
+            task.endpoint_id,
+            task.owner,
+            task.priority,
+            task.idempotency_key or "",
+            max_queued,
+            f"{task.expires_at:.6f}",
+            *record_fields(task),
+        ),
+        parse=parse,
+    )
+
+
+def claim(task_id: str, incarnation: str, token: str) -> Call[Claimed]:
+    """Begin an attempt: ``queued → running``, attempt + 1."""
+
+    def parse(reply: list[Any]) -> Claimed:
+        if reply[0] == b"claimed":
+            return Claimed(reason="claimed", claim=Claim(task=from_pairs(reply[1]), token=token))
+        return Claimed(reason=_text(reply[0]))
+
+    return Call(name="claim", arguments=(task_id, incarnation, token), parse=parse)
+
+
+def new_token() -> str:
+    """Return what tells one delivery's claim from all others."""
+    return secrets.token_hex(8)
+
+
+def hold(task_id: str, incarnation: str) -> Call[HoldReason]:
+    """Note that a forwarder has the message and waits for a worker."""
+    return Call(name="hold", arguments=(task_id, incarnation), parse=_text)
+
+
+def release(task_id: str, incarnation: str) -> Call[str]:
+    """Give a held task's message back to the head of its queue."""
+    return Call(name="release", arguments=(task_id, incarnation), parse=_text)
+
+
+def finish(held: Claim, status: TaskStatus, *, reason: str, dead: bool, values: dict[str, Any]) -> Call[FinishReason]:
+    """End an attempt and its task, if the attempt is still the one that runs."""
+    mine = (held.task.id, held.task.attempt, str(held.task.incarnation), held.token)
+    return Call(name="finish", arguments=(*mine, status, reason, "1" if dead else "0", *to_fields(values)), parse=_text)
+
+
+def requeue(
+    held: Claim, *, reason: str, charged: bool, delay_seconds: float | None, error: dict[str, Any]
+) -> Call[RequeueReason]:
+    """End an attempt and queue its task again, or fail it when it was the last one."""
+    mine = (held.task.id, held.task.attempt, str(held.task.incarnation), held.token)
+    delay = "" if delay_seconds is None else f"{delay_seconds:.6f}"
+    return Call(
+        name="requeue",
+        arguments=(*mine, "1" if charged else "0", delay, _jitter(), reason, orjson.dumps(error)),
+        parse=_text,
+    )
+
+
+def cancel(task_id: str) -> Call[CancelReason]:
+    """Cancel at once what is queued; ask the holder of what runs."""
+    return Call(name="cancel", arguments=(task_id,), parse=_text)
+
+
+def requeue_dead(task_id: str) -> Call[RequeueDeadReason]:
+    """Start a failed task again with all its attempts."""
+    return Call(name="requeue_dead", arguments=(task_id,), parse=_text)
+
+
+def listing(
+    owner: str, endpoint_id: str | None, status: TaskStatus | None, cursor: str | None, limit: int
+) -> Call[Page]:
+    """Read a part of an owner's tasks."""
+    if cursor is not None and not cursor.isdigit():
+        raise InvalidRequestError("This cursor is not one that a listing returned; begin without one.")
+
+    def parse(reply: list[Any]) -> Page:
+        return Page(tasks=[from_listed(raw) for raw in reply[1:]], cursor=_text(reply[0]) or None)
+
+    return Call(
+        name="list",
+        arguments=(owner, endpoint_id or "", status or "", cursor or "+inf", limit, LIST_SCAN, *LISTED),
+        parse=parse,
+    )
+
+
+def backlog(endpoint_id: str) -> Call[Backlog]:
+    """Count an endpoint's tasks."""
+
+    def parse(reply: list[Any]) -> Backlog:
+        return Backlog(open=reply[0], queued=reply[1], oldest_queued_at=float(reply[2]) if reply[2] else None)
+
+    return Call(name="backlog", arguments=(endpoint_id,), parse=parse)
+
+
+def forget_endpoint(endpoint_id: str) -> Call[tuple[int, int]]:
+    """Cancel a batch of an endpoint's open tasks: how many were, how many are left."""
+    return Call(name="forget_endpoint", arguments=(endpoint_id, BATCH), parse=lambda reply: (reply[0], reply[1]))
+
+
+def register(incarnation: str) -> Call[str]:
+    """Make an incarnation known, with a lease."""
+    return Call(name="register", arguments=(incarnation, int(LEASE_SECONDS * 1000)), parse=_text)
+
+
+def renew(incarnation: str) -> Call[bool]:
+    """Renew a lease; False when the incarnation was declared dead."""
+    return Call(
+        name="renew",
+        arguments=(incarnation, int(LEASE_SECONDS * 1000)),
+        parse=lambda reply: bool(reply == b"renewed"),
+    )
+
+
+def bury(incarnation: str) -> Call[int]:
+    """Requeue a batch of what an incarnation ran that is known to be dead."""
+    return Call(name="bury", arguments=(incarnation, BATCH, _jitter()), parse=int)
+
+
+def sweep_incarnations() -> Call[int]:
+    """Requeue a batch of what incarnations without a lease ran."""
+    return Call(name="sweep_incarnations", arguments=(LEASE_SECONDS, BATCH, _jitter()), parse=int)
+
+
+def sweep_times() -> Call[tuple[int, int]]:
+    """Publish a batch of due tasks and expire a batch of late ones: how many of each."""
+    return Call(name="sweep_times", arguments=(BATCH,), parse=lambda reply: (reply[0], reply[1]))
+
+
+def sweep_lost(endpoint_ids: Iterable[str]) -> Call[int]:
+    """Publish a batch of lost messages of these endpoints again."""
+    return Call(name="sweep_lost", arguments=(BATCH, LOST_AFTER_SECONDS, *endpoint_ids), parse=int)
+
+
+def outdated() -> Call[list[Outdated]]:
+    """Find a batch of tasks whose result has been kept long enough."""
+
+    def parse(reply: list[bytes]) -> list[Outdated]:
+        texts = [raw.decode() for raw in reply]
+        triples = zip(texts[::3], texts[1::3], texts[2::3], strict=True)
+        return [Outdated(task_id=a, input_object=b, result_object=c) for a, b, c in triples]
+
+    return Call(name="outdated", arguments=(BATCH,), parse=parse)
+
+
+def forget(task_ids: Iterable[str]) -> Call[int]:
+    """Delete the records of outdated tasks."""
+    return Call(name="forget", arguments=tuple(task_ids), parse=int)
+
+
+def _jitter() -> float:
+    return 0.5 + random.random() / 2  # noqa: S311 - spreads retries, protects nothing

@@ -1,0 +1,302 @@
+"""What a bundle, an endpoint and a task are: described once here, passed whole everywhere else.
+
+Only the standard library and ``annotated_types`` (constraints as plain data) are imported, so that the worker
+can use it too; `from_json` loads pydantic when it is first called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import secrets
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
+
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+
+from brinery.errors import InvalidRequestError
+
+T = TypeVar("T")
+
+# ---------------------------------------------------------------------------------------------- wire constants
+CONTENT_JSON: Final = "application/json"
+CONTENT_PICKLE: Final = "application/vnd.brinery.pickle"
+"""A cloudpickle of ``(args, kwargs)`` as request, of the result as reply. Only workers and SDKs open it."""
+CONTENT_EVENTS: Final = "text/event-stream"
+CONTENT_BUNDLE: Final = "application/vnd.brinery.bundle+zip"
+
+HEADER_REQUEST_ID: Final = "X-Brinery-Request-Id"
+HEADER_TASK_ID: Final = "X-Brinery-Task-Id"
+HEADER_ATTEMPT: Final = "X-Brinery-Attempt"
+HEADER_TIMEOUT_SECONDS: Final = "X-Brinery-Timeout-Seconds"
+HEADER_IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+HEADER_PRIORITY: Final = "X-Brinery-Priority"
+
+WORKER_PORT: Final = 5005
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+MAX_OBJECT_BYTES: Final = 5 * 1024 * 1024 * 1024
+INLINE_BYTES: Final = 64 * 1024
+"""Inputs and results up to this size live in the task record; larger ones in the object store."""
+MAX_HELD_REQUESTS: Final = 1_000
+MAX_WAIT_SECONDS: Final = 60.0
+"""The longest that one ``GET /v1/tasks/{id}?wait_seconds=`` may wait."""
+LEASE_SECONDS: Final = 10.0
+
+BUNDLE_FORMAT: Final = 1
+BUNDLE_MANIFEST: Final = "manifest.json"
+BUNDLE_PICKLE: Final = "function.pkl"
+BUNDLE_SOURCES: Final = "sources/"
+MAX_MANIFEST_BYTES: Final = 1024 * 1024
+
+
+# ------------------------------------------------------------------------------------------------------ statuses
+class EndpointStatus(StrEnum):
+    """Where an endpoint is in its life; ``ready`` at ``min_workers=0`` means built, loaded once and answered."""
+
+    BUILDING = "building"
+    STARTING = "starting"
+    READY = "ready"
+    DEGRADED = "degraded"
+    FAILED = "failed"
+    DELETING = "deleting"
+
+
+class TaskStatus(StrEnum):
+    """Where a task is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing can change it any more."""
+        return self not in {TaskStatus.QUEUED, TaskStatus.RUNNING}
+
+
+class BundleKind(StrEnum):
+    """What the pickle of a bundle holds; see `BundleManifest`."""
+
+    FUNCTION = "function"
+    CLASS = "class"
+    LOAD_PREDICT = "load_predict"
+
+
+# --------------------------------------------------------------------------------------------------- descriptions
+Name = Annotated[str, MinLen(1), MaxLen(63)]
+"""Lower-case letters, digits and inner hyphens; see `check_name`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleManifest:
+    """What is in a bundle: the ``manifest.json`` at its root.
+
+    Args:
+        name: Name of the bundle; equal names are versions of one another.
+        kind: What ``function.pkl`` holds: the callable, the class, or the dict
+            ``{"load_model": callable, "load_predict": callable}``.
+        python: Python version that pickled it, ``3.11``; the worker runs the same minor.
+        cloudpickle: Version of cloudpickle that pickled it.
+        requirements: pip requirement lines, as the user gave them.
+        env: Environment variables for the worker; not for secrets.
+        request_schema: JSON Schema of the keyword arguments as one object, or None when unknown.
+        response_schema: JSON Schema of the result, or None when unknown.
+        streaming: Whether the callable is a generator.
+        doc: The callable's docstring, first paragraph.
+        metadata: Free for the user.
+        format: Version of this layout.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads a plain class attribute
+
+    name: Name
+    kind: BundleKind
+    python: str
+    cloudpickle: str
+    requirements: list[Annotated[str, MaxLen(2000)]] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    request_schema: dict[str, Any] | None = None
+    response_schema: dict[str, Any] | None = None
+    streaming: bool = False
+    doc: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    format: Literal[1] = BUNDLE_FORMAT
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "bundle")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointSpec:
+    """How a bundle is served: all that a user can choose about an endpoint, with its default.
+
+    Args:
+        name: Unique among the owner's endpoints; part of the URL.
+        bundle_id: The bundle to serve, ``bun_…``.
+        min_workers: Workers kept when idle; 0 lets the endpoint scale to zero.
+        max_workers: Most workers at once.
+        concurrency: Requests that one worker runs at the same time (threads).
+        cpus: CPU cores for each worker.
+        memory_mib: Memory of each worker.
+        gpus: GPUs of each worker.
+        idle_seconds: How long a surplus worker may be idle before it is stopped.
+        timeout_seconds: Limit of one attempt, for requests and for tasks.
+        startup_timeout_seconds: Limit from a worker's start to its readiness.
+        drain_seconds: How long a stopping worker may finish its requests.
+        max_attempts: Attempts that a task gets before it has failed.
+        max_queued: Tasks that may be open at once; above it, 429.
+        expires_in_seconds: How long a task may wait for a worker.
+        result_ttl_seconds: How long a finished task's result is kept.
+        env: Environment variables on top of the bundle's; not for secrets.
+        metadata: Free for the user.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads a plain class attribute
+
+    name: Name
+    bundle_id: str
+    min_workers: Annotated[int, Ge(0), Le(1000)] = 0
+    max_workers: Annotated[int, Ge(1), Le(1000)] = 1
+    concurrency: Annotated[int, Ge(1), Le(256)] = 1
+    cpus: Annotated[float, Gt(0)] = 1.0
+    memory_mib: Annotated[int, Ge(16)] = 2048
+    gpus: Annotated[int, Ge(0)] = 0
+    idle_seconds: Annotated[float, Ge(0)] = 300.0
+    timeout_seconds: Annotated[float, Gt(0), Le(86_400)] = 300.0
+    startup_timeout_seconds: Annotated[float, Gt(0), Le(86_400)] = 600.0
+    drain_seconds: Annotated[float, Ge(0), Le(3600)] = 30.0
+    max_attempts: Annotated[int, Ge(1), Le(100)] = 3
+    max_queued: Annotated[int, Ge(1)] = 100_000
+    expires_in_seconds: Annotated[float, Gt(0)] = 86_400.0
+    result_ttl_seconds: Annotated[float, Gt(0)] = 86_400.0
+    env: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "endpoint")
+        if self.max_workers < self.min_workers:
+            raise InvalidRequestError(
+                f"max_workers ({self.max_workers}) is below min_workers ({self.min_workers}); raise the one or "
+                "lower the other."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """What a caller can choose about one task; None takes the endpoint's value.
+
+    Args:
+        priority: 0 to 9, 9 most urgent.
+        max_attempts: Attempts before the task has failed.
+        timeout_seconds: Limit of one attempt.
+        expires_in_seconds: How long it may wait for a worker.
+        idempotency_key: A second submission with the same key returns the first one's task.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads a plain class attribute
+
+    priority: Annotated[int, Ge(0), Le(9)] = 4
+    max_attempts: Annotated[int, Ge(1), Le(100)] | None = None
+    timeout_seconds: Annotated[float, Gt(0), Le(86_400)] | None = None
+    expires_in_seconds: Annotated[float, Gt(0)] | None = None
+    idempotency_key: Annotated[str, MinLen(1), MaxLen(200)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task as it stands; the record in Redis is the truth (see ``docs/architecture/tasks.md``).
+
+    Times are seconds since the epoch, UTC. ``input`` and ``result`` are the bytes that travelled, or None when they
+    lie in the object store under ``input_object`` / ``result_object``.
+    """
+
+    id: str
+    endpoint_id: str
+    owner: str
+    status: TaskStatus
+    attempt: int
+    max_attempts: int
+    priority: int
+    timeout_seconds: float
+    result_ttl_seconds: float
+    created_at: float
+    expires_at: float
+    not_before: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    incarnation: str | None = None
+    input_type: str = CONTENT_JSON
+    input: bytes | None = None
+    input_object: str | None = None
+    result_type: str | None = None
+    result: bytes | None = None
+    result_object: str | None = None
+    error: dict[str, Any] | None = None
+    idempotency_key: str | None = None
+
+
+# --------------------------------------------------------------------------------------------------------- helpers
+def new_id(prefix: Literal["bun", "end", "ver", "wrk", "tsk", "key", "fwd", "obj", "req"]) -> str:
+    """Return a fresh id such as ``tsk_6f0c…``: the prefix and 80 random bits in hex."""
+    return f"{prefix}_{secrets.token_hex(10)}"
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse a name that would not fit into a URL, a DNS label and a file name alike.
+
+    Raises:
+        InvalidRequestError: With the rule in its text.
+    """
+    valid = (
+        0 < len(name) <= 63
+        and name.isascii()
+        and name[0].isalnum()
+        and name[-1].isalnum()
+        and all((char.isalnum() and not char.isupper()) or char == "-" for char in name)
+    )
+    if not valid:
+        raise InvalidRequestError(
+            f"{name!r} is no valid {what} name: use up to 63 lower-case letters, digits and inner hyphens."
+        )
+
+
+def to_json(value: Any) -> dict[str, Any]:
+    """Return a description as plain JSON data, every field present."""
+    return dataclasses.asdict(value)
+
+
+def from_json(cls: type[T], data: Any, *, what: str) -> T:
+    """Build a description from untrusted JSON data.
+
+    Args:
+        cls: One of the dataclasses above.
+        data: Decoded JSON of any shape.
+        what: How the text of an error calls it, such as ``endpoint``.
+
+    Returns:
+        A checked instance of `cls`.
+
+    Raises:
+        InvalidRequestError: Naming the first field that is wrong, and why.
+    """
+    from pydantic import ValidationError
+
+    try:
+        checked: T = _adapter(cast(Any, cls)).validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequestError(f"{what}: {path + ': ' if path else ''}{first['msg']}", field=path) from None
+    return checked
+
+
+@functools.cache
+def _adapter(cls: type[Any]) -> Any:
+    """Return what checks `cls`; making it takes a thousand times longer than using it."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)

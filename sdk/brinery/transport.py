@@ -1,0 +1,115 @@
+"""How bytes travel to a gateway, and how what goes wrong on the way becomes one of our errors."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Final
+
+import httpx
+from tenacity import retry_if_exception_type, stop_before_delay, wait_exponential, wait_random
+
+from brinery.errors import BrineryError, UnavailableError, UpstreamTimeoutError, error_from_json
+
+KEEPALIVE_SECONDS: Final = 4.0
+"""Below the 5 s after which servers commonly close an idle connection, so that no POST races that close."""
+
+
+def transport(url: str) -> httpx.HTTPTransport:
+    """Return pooled connections for threads."""
+    return httpx.HTTPTransport(**_arguments(url, max_connections=1000))
+
+
+def async_transport(url: str) -> httpx.AsyncHTTPTransport:
+    """Return pooled connections for one event loop."""
+    return httpx.AsyncHTTPTransport(**_arguments(url, max_connections=200))
+
+
+def retry_arguments(patience_seconds: float) -> dict[str, Any]:
+    """Return how to repeat what is safe to repeat: with growing pauses, as long as the platform is away.
+
+    Args:
+        patience_seconds: When to give up and raise the last error.
+
+    Returns:
+        Keyword arguments of tenacity's ``Retrying`` and ``AsyncRetrying``.
+    """
+    return {
+        "retry": retry_if_exception_type((UnavailableError, UpstreamTimeoutError)),
+        "wait": wait_exponential(multiplier=0.1, max=5.0) + wait_random(0.0, 0.1),
+        "stop": stop_before_delay(patience_seconds),
+        "reraise": True,
+    }
+
+
+def _arguments(url: str, *, max_connections: int) -> dict[str, Any]:
+    return {
+        "verify": _tls(url.startswith("https://")),
+        "limits": httpx.Limits(
+            max_connections=max_connections, max_keepalive_connections=100, keepalive_expiry=KEEPALIVE_SECONDS
+        ),
+        "socket_options": _keepalive(),
+    }
+
+
+@lru_cache(maxsize=2)
+def _tls(used: bool) -> ssl.SSLContext:
+    """Return the TLS settings, made once; without https an empty context, because a real one takes 20 ms to load."""
+    return httpx.create_ssl_context() if used else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _keepalive() -> list[tuple[int, int, int]]:
+    """Let the kernel find out within about a minute that the other machine is gone, however long a call may take."""
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    return options
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn the connection's errors into ours.
+
+    Raises:
+        UnavailableError: Nothing answers at `url`, or the connection was lost on the way.
+        UpstreamTimeoutError: No answer came in time.
+    """
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise UnavailableError(f"Nothing answers at {url} ({error}); start it with `brinery up`.", url=url) from error
+    except httpx.ReadTimeout as error:
+        raise UpstreamTimeoutError(
+            f"{url} did not answer in time; look at its log, then try again.", url=url
+        ) from error
+    except httpx.TransportError as error:
+        reason = str(error) or type(error).__name__
+        raise UnavailableError(
+            f"The connection to {url} was lost ({reason}); what was asked may or may not have happened.",
+            url=url,
+        ) from error
+
+
+def checked(response: httpx.Response) -> httpx.Response:
+    """Return a successful response.
+
+    Raises:
+        BrineryError: The error that another response carries, as its own class.
+    """
+    if response.is_success:
+        return response
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    error = error_from_json(body, status=response.status_code)
+    if type(error) is BrineryError and response.status_code in {502, 503, 504}:
+        # A proxy in front of the gateway speaks for it while it restarts.
+        error = UnavailableError(f"The gateway is away (HTTP {response.status_code}); try again shortly.")
+    if "retry-after" in response.headers:
+        error.context.setdefault("retry_after_seconds", response.headers["retry-after"])
+    raise error

@@ -1,0 +1,78 @@
+"""Why a process ended: its wait status in words, and whether the kernel killed it for memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+class Exit(NamedTuple):
+    """How a serving process ended.
+
+    Args:
+        code: Exit code, None when a signal ended it.
+        signal: Number of the signal that ended it, else None.
+        reason: In a sentence.
+    """
+
+    code: int | None
+    signal: int | None
+    reason: str
+
+
+def describe_exit(status: int, *, killed_because: str | None, out_of_memory: bool) -> Exit:
+    """Put a wait status into words.
+
+    Args:
+        status: As ``os.waitpid`` gives it.
+        killed_because: Why we killed it ourselves, or None when we did not.
+        out_of_memory: Whether the kernel killed something in our cgroup for memory while it ran.
+    """
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return Exit(code, None, f"the serving process ended by itself with exit code {code}")
+    number = -code
+    if killed_because is not None:
+        return Exit(None, number, killed_because)
+    if number == signal.SIGKILL and out_of_memory:
+        return Exit(None, number, "the kernel killed the serving process: out of memory; raise memory_mib or use less")
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = "unnamed"
+    return Exit(None, number, f"the serving process was killed by signal {number} ({name})")
+
+
+def out_of_memory_kills() -> int:
+    """Return how many processes the kernel has killed for memory in our cgroup so far; 0 where it does not say."""
+    try:
+        memberships = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    for membership in memberships:
+        _, controllers, path = membership.split(":", 2)
+        if controllers == "":
+            files = [_CGROUP_ROOT / path.lstrip("/") / "memory.events", _CGROUP_ROOT / "memory.events"]
+        elif "memory" in controllers.split(","):
+            root = _CGROUP_ROOT / "memory"  # inside a container its own group is mounted as the root
+            files = [root / path.lstrip("/") / "memory.oom_control", root / "memory.oom_control"]
+        else:
+            continue
+        for file in files:
+            count = _count(file)
+            if count is not None:
+                return count
+    return 0
+
+
+def _count(file: Path) -> int | None:
+    try:
+        lines = file.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
+    return int(counts[0]) if counts else None
