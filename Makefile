@@ -1,13 +1,13 @@
 # Every target sets up what it needs by itself: a Python >= 3.11 is enough. PYTHON=… names another one.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test faults faults-proof lint format bench clean
 
 PYTEST_ARGS ?=
 CODE := sdk platform worker_runtime tests scripts examples bench setup.py
 PYTHON_FOLDERS = $(wildcard $(CODE))
 
 help: ## Show what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Start the platform, deploy the examples, use them, stop it
 	@scripts/setup platform
@@ -16,6 +16,15 @@ demo: ## Start the platform, deploy the examples, use them, stop it
 test: ## Run every test; PYTEST_ARGS='-k name' for some of them
 	@scripts/setup platform,dev
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+faults: ## Break the platform: each fault once, then at random; MINUTES=5, SEED=… repeats; writes docs/faults.md
+	@scripts/setup platform,dev
+	@FAULTS_PAGE=docs/faults.md .venv/bin/python -m pytest tests/faults $(PYTEST_ARGS)
+	@FAULTS_PAGE=docs/faults.md .venv/bin/python -m pytest -s tests/faults/random_faults.py
+
+faults-proof: ## Take each mechanism out of a copy and see its fault test fail; writes docs/faults.md
+	@scripts/setup platform,dev
+	@FAULTS_PAGE=docs/faults.md .venv/bin/python -m pytest tests/faults/sabotage.py $(PYTEST_ARGS)
 
 lint: ## ruff (rules and format) and mypy --strict
 	@scripts/setup platform,dev

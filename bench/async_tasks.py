@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
+from brinery_stack import Stack, running_stack
 from celery_app import TASK, make
 from harness import (
     BENCH,
@@ -21,11 +22,11 @@ from harness import (
     keep,
     medians,
     percentile,
+    s3_server,
     scratch_folder,
     server,
     table,
 )
-from stack import Stack, running_stack
 from workload import ARGUMENTS, describe
 
 import brinery
@@ -60,20 +61,22 @@ class Queue:
     processes: Callable[[], list[psutil.Process]]
 
 
-def run(*, rounds: int) -> None:
+def run(*, rounds: int, on_s3: bool = False) -> None:
     """Measure all of them in turns, and keep the figures.
 
     Args:
         rounds: How often each is measured.
+        on_s3: Keep results on an S3 server, ``rclone serve s3``, instead of in a folder.
 
     Raises:
         BenchmarkError: A worker did not start, or a result was wrong.
     """
     samples: dict[str, list[dict[str, float]]] = {}
     with ExitStack() as running:
-        stack = running.enter_context(running_stack())
+        settings = running.enter_context(s3_server()) if on_s3 else {}
+        stack = running.enter_context(running_stack(settings))
         queues = [brinery_queue(stack, slots) for slots in SLOTS]
-        for results in ("store", "redis"):
+        for results in ("store",) if on_s3 else ("store", "redis"):
             queues += [running.enter_context(celery_queue(stack, results, slots)) for slots in SLOTS]
         for queue in queues:
             measure(queue, waited=10, many=10)  # warms connections up
@@ -82,7 +85,7 @@ def run(*, rounds: int) -> None:
                 sample = measure(queue, waited=WAITED, many=MANY)
                 samples.setdefault(f"{queue.name}|{queue.slots}", []).append(sample)
                 print(f"round {number + 1}: {queue.name}, {queue.slots} slots: {sample}", flush=True)
-    keep("async", {"samples": samples}, report(samples))
+    keep("async-s3" if on_s3 else "async", {"samples": samples}, report(samples))
 
 
 # ------------------------------------------------------------------------------------------------------ queues
@@ -115,7 +118,7 @@ def celery_queue(stack: Stack, results: str, slots: int) -> Iterator[Queue]:
         return bool(app.control.ping(destination=[node], timeout=1.0))
 
     with scratch_folder() as folder, server(queue_name, command, folder, ready=ready, env=env) as pid:
-        redis = [process for process in stack.processes() if "valkey" in process.name()]
+        redis = stack.role("Redis")
         yield Queue(
             name=f"raw Celery, results in {'Redis' if results == 'redis' else 'the same store'}",
             slots=slots,

@@ -9,7 +9,7 @@ import time
 
 from harness import BenchmarkError, warn_if_busy
 
-SCENARIOS = ("sync", "async", "redeploy", "memory")
+SCENARIOS = ("sync", "async", "async-s3", "cost", "load", "frozen", "redeploy", "memory")
 
 
 def main() -> None:
@@ -49,6 +49,22 @@ def run(scenario: str, given: argparse.Namespace) -> None:
             import async_tasks
 
             async_tasks.run(rounds=given.rounds)
+        case "async-s3":
+            import async_tasks
+
+            async_tasks.run(rounds=given.rounds, on_s3=True)
+        case "cost":
+            import task_cost
+
+            task_cost.run()
+        case "load":
+            import queue_load
+
+            queue_load.run(seconds=given.seconds)
+        case "frozen":
+            import frozen_redis
+
+            frozen_redis.run(rounds=min(given.rounds, 3))
         case "redeploy":
             import redeploy
 

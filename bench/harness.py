@@ -217,6 +217,33 @@ def _alive(name: str, process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
+    """Run ``rclone serve s3`` for the length of a block.
+
+    Yields:
+        The settings that let a platform keep its objects there.
+    """
+    import rclone_api
+
+    keys = {"AWS_ACCESS_KEY_ID": "brinerybench", "AWS_SECRET_ACCESS_KEY": "brinerybenchsecret"}
+    port = free_port()
+    with scratch_folder() as folder:
+        (folder / "data/bucket").mkdir(parents=True)
+        binary = Path(rclone_api.__file__).parent / "bin/rclone"
+        login = ",".join(keys.values())  # of a server that lives for a minute
+        command = [binary, "serve", "s3", folder / "data", "--addr", f"127.0.0.1:{port}", "--auth-key", login]
+        command += ["--config", os.devnull, "--cache-dir", folder / "cache"]
+        with server("rclone", command, folder, ready=lambda: listening(port)):
+            url = f"http://127.0.0.1:{port}"
+            yield {
+                **keys,
+                "AWS_REGION": "us-east-1",
+                "AWS_ENDPOINT_URL": url,
+                "BRINERY_OBJECTS_URL": "s3://bucket/bench",
+            }
+
+
 def family(roots: Iterable[int]) -> list[psutil.Process]:
     """Return the processes `roots` and all their descendants that live."""
     found: dict[int, psutil.Process] = {}

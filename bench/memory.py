@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import statistics
-from contextlib import suppress
 from typing import Final
 
 import psutil
+from brinery_stack import Stack, role_of, running_stack
 from harness import keep, pss_mib, table, wait_until
-from stack import Stack, running_stack
 from workload import ARGUMENTS, describe
 
 import brinery
 
 ENDPOINTS: Final = ("first", "second", "third")
-ROLES: Final = (
-    ("embedded Redis", re.compile(r"valkey|redis-server")),
-    ("worker", re.compile(r"brinery_worker")),
-    ("gateway", re.compile(r"brinery_platform\.gateway|uvicorn")),
-    ("controller", re.compile(r"brinery_platform\.controller")),
-    ("forwarder", re.compile(r"brinery_platform\.forwarder")),
-    ("builder", re.compile(r"brinery_platform\.(builder|environments)|celery")),
-    ("`up`", re.compile(r"brinery.* up\b|brinery_platform\.up")),
-)
 
 
 def run() -> None:
@@ -52,7 +41,7 @@ def run() -> None:
 
 def workers(stack: Stack) -> list[psutil.Process]:
     """Return the platform's processes that are workers, those that are stopping included."""
-    return [process for process in stack.processes() if role_of(process) == "worker"]
+    return stack.role("worker")
 
 
 def worker_mib(stack: Stack, endpoint: str) -> float:
@@ -63,14 +52,6 @@ def worker_mib(stack: Stack, endpoint: str) -> float:
 def by_role(processes: list[psutil.Process]) -> list[dict[str, str | float]]:
     """Return each process with what it is and its PSS."""
     return [{"role": role_of(process), "pss_mib": pss_mib(process)} for process in processes]
-
-
-def role_of(process: psutil.Process) -> str:
-    """Return which part of the platform a process is, by its command line; ``other`` for one that has ended."""
-    with suppress(psutil.NoSuchProcess):
-        command = " ".join(process.cmdline())
-        return next((name for name, pattern in ROLES if pattern.search(command)), "other")
-    return "other"
 
 
 def report(at_once: list[dict[str, str | float]], at_zero: list[dict[str, str | float]], warm: list[float]) -> str:

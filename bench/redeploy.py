@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from brinery_stack import running_stack
 from harness import BenchmarkError, keep, percentile, table
-from stack import running_stack
 
 import brinery
 

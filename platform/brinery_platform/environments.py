@@ -19,7 +19,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,21 @@ class BuiltEnvironment:
 
     environment_id: str
     lock: str
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What environments of one Python are built upon.
+
+    Args:
+        python: The interpreter: its path, or what else finds it where environments are built.
+        python_version: Its full version.
+        identity: What the environment's id depends on; another identity is another environment.
+    """
+
+    python: str
+    python_version: str
+    identity: str
 
 
 def worker_requirements(manifest: BundleManifest) -> list[str]:
@@ -157,37 +172,45 @@ class Environments:
             InvalidRequestError: The requirements cannot be taken, or this machine lacks the Python.
             DeploymentError: They cannot be resolved or installed; the text has uv's own words.
         """
-        python, full_version = self._interpreter(_minor(manifest))
+        ground = self._ground(_minor(manifest), emit)
         if lock is None:
             asked = [*user_requirements(manifest), *worker_requirements(manifest)]
-            emit(f"Resolving the requirements for Python {full_version}")
-            lock = self._uv.resolve(asked, python, emit)
-        environment_id = _environment_id(lock, full_version)
+            emit(f"Resolving the requirements for Python {ground.python_version}")
+            lock = self._resolve(asked, ground, emit)
+        environment_id = _environment_id(lock, ground.identity)
         if not self.is_ready(environment_id):
             with self._locked(environment_id, emit):
                 if not self.is_ready(environment_id):  # else another build made it in the meantime
-                    self._make(environment_id, python, lock, emit)
+                    self._make(environment_id, ground, lock, emit)
         emit(f"Environment {environment_id} is ready")
         return BuiltEnvironment(environment_id, lock)
 
-    def _make(self, environment_id: str, python: str, lock: str, emit: Emit) -> None:
+    # ------------------------------------------------------- what differs where an environment is no virtual one
+    def _ground(self, minor: str, emit: Emit) -> Ground:  # noqa: ARG002 - the interpreter is there, or it is refused
+        path, version = self._interpreter(minor)
+        return Ground(path, version, version)
+
+    def _resolve(self, requirements: Sequence[str], ground: Ground, emit: Emit) -> str:
+        return self._uv.resolve(requirements, ground.python, emit)
+
+    def _make(self, environment_id: str, ground: Ground, lock: str, emit: Emit) -> None:
         # Built in its final place, for an environment cannot be moved; the marker says that it is whole.
         path = self.path(environment_id)
         _remove(path)
         try:
-            self._uv.make_environment(path, python, emit)
+            self._uv.make_environment(path, ground.python, emit)
             self._uv.install(path / "bin" / "python", lock, emit)
         except DeploymentError:
             _remove(path)
             raise
         _make_read_only(path)
         marker = path / READY_MARKER
-        marker.write_text(json.dumps({"python": python, "built_at": time.time()}))
+        marker.write_text(json.dumps({"python": ground.python, "built_at": time.time()}))
         marker.chmod(0o400)
         path.chmod(0o500)
 
     def _interpreter(self, minor: str) -> tuple[str, str]:
-        """Return the path and the full version of the interpreter that bundles of this minor run on."""
+        """Return the path and the full version of this machine's interpreter of a minor version."""
         if minor == PLATFORM_PYTHON:
             return sys.executable, platform.python_version()
         found = self._uv.find_python(minor)
@@ -200,9 +223,9 @@ class Environments:
         return found
 
     @contextlib.contextmanager
-    def _locked(self, environment_id: str, emit: Emit) -> Iterator[None]:
+    def _locked(self, name: str, emit: Emit) -> Iterator[None]:
         # The kernel lets go of the lock when its process dies, however it dies.
-        with (self._folder / f".{environment_id}.lock").open("w") as file:
+        with (self._folder / f".{name}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -256,8 +279,8 @@ def _minor(manifest: BundleManifest) -> str:
     return match[1]
 
 
-def _environment_id(lock: str, python_version: str) -> str:
-    return hashlib.sha256(f"{lock}\0{python_version}\0{MACHINE}".encode()).hexdigest()[:16]
+def _environment_id(lock: str, ground: str) -> str:
+    return hashlib.sha256(f"{lock}\0{ground}\0{MACHINE}".encode()).hexdigest()[:16]
 
 
 def _package_files(name: str) -> dict[str, bytes]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     import redis
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
     from brinery_platform.settings import Settings
     from brinery_platform.store import Store
 
-REDIS_TIMEOUT_SECONDS = 5.0
+REDIS_TIMEOUT_SECONDS: Final = 5.0
+REDIS_OPTIONS: Final[dict[str, Any]] = {
+    "socket_timeout": REDIS_TIMEOUT_SECONDS,
+    "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
+    "health_check_interval": 30,
+}
+
+T = TypeVar("T")
 
 
 class Services:
@@ -49,25 +57,17 @@ class Services:
     def redis(self) -> redis.Redis:
         """A pooled, thread-safe Redis client; replies are bytes."""
         import redis as library
+        from redis.retry import Retry
 
-        return library.Redis.from_url(
-            self.settings.redis,
-            socket_timeout=REDIS_TIMEOUT_SECONDS,
-            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
-            health_check_interval=30,
-        )
+        return library.Redis.from_url(self.settings.redis, retry=_once_more(Retry), **REDIS_OPTIONS)
 
     @cached_property
     def aredis(self) -> AsyncRedis:
         """The same for asyncio; belongs to the loop that first uses it."""
         import redis.asyncio as library
+        from redis.asyncio.retry import Retry
 
-        return library.Redis.from_url(
-            self.settings.redis,
-            socket_timeout=REDIS_TIMEOUT_SECONDS,
-            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
-            health_check_interval=30,
-        )
+        return library.Redis.from_url(self.settings.redis, retry=_once_more(Retry), **REDIS_OPTIONS)
 
     @cached_property
     def celery(self) -> Celery:
@@ -78,9 +78,14 @@ class Services:
 
     @cached_property
     def environments(self) -> Environments:
-        """The environments built on this machine."""
-        from brinery_platform.environments import Environments
+        """The environments built here, of the kind that the runtime starts workers in."""
         from brinery_platform.settings import index_environment
+
+        if self.settings.runtime == "docker":
+            from brinery_platform.images.environments import open_environments
+
+            return open_environments(self.settings, index_environment())
+        from brinery_platform.environments import Environments
 
         return Environments(self.settings.home, index_environment())
 
@@ -90,6 +95,17 @@ class Services:
         from brinery_platform.runtimes import make_runtime
 
         return make_runtime(self.settings, self.environments)
+
+
+def _once_more(retry: Callable[..., T]) -> T:
+    """Return a policy that repeats a command whose pooled connection turns out to be closed, as after a restart.
+
+    Every command of ours may be repeated. One without an answer in time is not: whoever waits has waited enough.
+    """
+    from redis.backoff import NoBackoff
+    from redis.exceptions import ConnectionError as RedisConnectionError
+
+    return retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
 
 
 def connect(settings: Settings) -> Services:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final, Literal
 
@@ -24,12 +25,19 @@ class Settings(BaseSettings):
     home: Path = Field(Path("~/.brinery"), description="Folder of everything embedded: data, environments, logs.")
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
     port: int = Field(5050, ge=1, le=65535, description="Port that the gateway listens on.")
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the home.")
+    database_url: SecretStr = Field(SecretStr(""), description="postgresql:// URL; empty: SQLite in the home.")
     redis_url: SecretStr = Field(SecretStr(""), description="redis:// URL; empty: an embedded Redis in the home.")
     objects_url: str = Field("", description="file:///… or s3://bucket/prefix; empty: a folder in the home.")
-    runtime: Literal["auto", "process"] = Field("auto", description="What runs the workers.")
+    runtime: Literal["auto", "process", "docker"] = Field("auto", description="What runs the workers.")
+    worker_cidr: str = Field("10.213.0.0/16", description="Private addresses that networks of containers are cut from.")
+    base_image: str = Field(
+        "", description="Image that environments are built upon; empty: one made of this machine's own Python."
+    )
     trust_all_owners: bool = Field(
         default=False, description="Let keys of several owners share the process runtime, which does not isolate."
+    )
+    webhook_networks: str = Field(
+        "", description="Networks that webhooks may reach although they are not public, such as 10.1.0.0/16,fd00::/8."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
@@ -38,10 +46,34 @@ class Settings(BaseSettings):
     def _expand(cls, home: Path) -> Path:
         return home.expanduser().absolute()
 
+    @field_validator("webhook_networks")
+    @classmethod
+    def _check_networks(cls, text: str) -> str:
+        _networks(text)
+        return text
+
+    @field_validator("worker_cidr")
+    @classmethod
+    def _check_worker_cidr(cls, text: str) -> str:
+        network = IPv4Network(text)
+        if not network.is_private or network.prefixlen > 28:
+            raise ValueError("needs private IPv4 addresses, at least sixteen, such as 10.213.0.0/16")
+        return text
+
+    @cached_property
+    def worker_network(self) -> IPv4Network:
+        """The addresses that networks of containers are cut from."""
+        return IPv4Network(self.worker_cidr)
+
+    @cached_property
+    def webhooks_allowed(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks that webhooks may reach although they are not public."""
+        return _networks(self.webhook_networks)
+
     @cached_property
     def database(self) -> str:
-        """The SQLAlchemy URL in force."""
-        return self.database_url or f"sqlite:///{self.home / 'brinery.db'}"
+        """The SQLAlchemy URL in force, password included; never log it."""
+        return self.database_url.get_secret_value() or f"sqlite:///{self.home / 'brinery.db'}"
 
     @cached_property
     def redis(self) -> str:
@@ -63,6 +95,11 @@ class Settings(BaseSettings):
         """The gateway's URL as a client on this machine uses it."""
         host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - compared, not bound
         return f"http://{host}:{self.port}"
+
+
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return the networks of a comma-separated list; `ValueError` names the one that is none."""
+    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
 def read_settings(**given: object) -> Settings:
@@ -95,7 +132,10 @@ def platform_environment(settings: Settings) -> dict[str, str]:
         "BRINERY_REDIS_URL": settings.redis,
         "BRINERY_OBJECTS_URL": settings.objects,
         "BRINERY_RUNTIME": settings.runtime,
+        "BRINERY_WORKER_CIDR": settings.worker_cidr,
+        "BRINERY_BASE_IMAGE": settings.base_image,
         "BRINERY_TRUST_ALL_OWNERS": str(settings.trust_all_owners).lower(),
+        "BRINERY_WEBHOOK_NETWORKS": settings.webhook_networks,
         "BRINERY_LOG_LEVEL": settings.log_level,
     }
     return {**os.environ, **said}

@@ -1,4 +1,4 @@
-"""The platform's signature under an uploaded bundle: who uploaded which bytes. The key never leaves the platform."""
+"""What the platform's key signs: who uploaded which bundle, and each owner's webhooks. The key itself never leaves."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def verify(home: Path, bundle_id: str, owner: str, sha256: str, signature: str) 
         UnavailableError: The key's file is damaged.
     """
     return hmac.compare_digest(sign(home, bundle_id, owner, sha256).encode(), signature.encode())
+
+
+def webhook_secret(home: Path, owner: str) -> bytes:
+    """Return the secret that an owner's webhooks are signed with: 32 bytes, always the same for this key and owner.
+
+    Raises:
+        UnavailableError: The key's file is damaged.
+    """
+    return hmac.digest(_key(home), f"webhooks|{owner}".encode(), hashlib.sha256)
 
 
 def _key(home: Path) -> bytes:

@@ -1,28 +1,52 @@
-"""The metadata in SQL: keys, bundles, endpoints, their versions and environments; for gateway and controller only."""
+"""The metadata in SQL: keys, bundles, endpoints, their versions and environments; for gateway and controller only.
+
+Right with many writers at once: whoever reads an endpoint in order to change it or its versions locks its row first
+(SQLite locks the whole database instead), and what is made at most once has a unique index; whoever comes second
+there starts over and finds the row.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
     JSON,
+    Dialect,
     ForeignKey,
+    Index,
     String,
+    TypeDecorator,
     UniqueConstraint,
     func,
     select,
 )
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from brinery.errors import ConflictError, NotFoundError, UnavailableError
+from brinery.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from brinery.spec import BundleManifest, EndpointSpec, EndpointStatus, new_id, to_json
 from brinery_platform.database import open_engine
+
+T = TypeVar("T")
+
+WRITE_ATTEMPTS: Final = 3
+
+
+class Prose(TypeDecorator[str]):
+    """Text from a user's code or a program's output; what PostgreSQL cannot keep (NUL, lone surrogates) is marked."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's verb
+        """Return what is stored for `value`."""
+        return value and value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 class Table(DeclarativeBase):
@@ -49,6 +73,7 @@ class Bundle(Table):
     """An uploaded bundle; its bytes lie in the object store under ``bundles/<sha256>``."""
 
     __tablename__ = "bundles"
+    __table_args__ = (Index("uq_bundles_owner_name_sha256", "owner", "name", "sha256", unique=True),)
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     owner: Mapped[str] = mapped_column(String(64), index=True)
@@ -70,7 +95,7 @@ class Endpoint(Table):
     owner: Mapped[str] = mapped_column(String(64), index=True)
     name: Mapped[str] = mapped_column(String(63))
     status: Mapped[str] = mapped_column(String(16))
-    reason: Mapped[str]
+    reason: Mapped[str] = mapped_column(Prose)
     wanted_version: Mapped[int]
     serving_version: Mapped[int]
     created_at: Mapped[float]
@@ -90,7 +115,7 @@ class Version(Table):
     bundle_id: Mapped[str] = mapped_column(ForeignKey("bundles.id"))
     environment_key: Mapped[str] = mapped_column(String(64))
     status: Mapped[str] = mapped_column(String(16))
-    reason: Mapped[str]
+    reason: Mapped[str] = mapped_column(Prose)
     created_at: Mapped[float]
 
 
@@ -108,10 +133,11 @@ class Environment(Table):
 class Store:
     """All questions to the SQL database, each in one short transaction.
 
-    Rows come back detached: they are plain values, not live objects.
+    Rows come back detached: they are plain values, not live objects. Every method raises `UnavailableError` while the
+    database does not answer, and `InvalidRequestError` for a value that it cannot keep, such as a NUL in a name.
 
     Args:
-        url: SQLAlchemy URL; ``sqlite:///…`` or ``postgresql+psycopg://…``.
+        url: ``sqlite:///…`` or ``postgresql://…``.
     """
 
     def __init__(self, url: str) -> None:
@@ -127,8 +153,21 @@ class Store:
         try:
             with self._sessions.begin() as session:
                 yield session
-        except OperationalError as error:
+        except (OperationalError, InterfaceError, InternalError, PoolTimeoutError) as error:
             raise UnavailableError("The database does not answer; try again shortly.") from error
+        except DataError as error:
+            raise InvalidRequestError("A text here is too long, or has characters that cannot be stored.") from error
+
+    def _write(self, change: Callable[[Session], T]) -> T:
+        """Make a change in one transaction; anew where somebody else has just made the row that it wanted to make."""
+        for _ in range(WRITE_ATTEMPTS - 1):
+            try:
+                with self._transaction() as session:
+                    return change(session)
+            except IntegrityError:
+                continue
+        with self._transaction() as session:
+            return change(session)
 
     # ------------------------------------------------------------------------------------------------------ keys
     def create_key(self, owner: str, name: str, *, admin: bool = False) -> tuple[Key, str]:
@@ -164,7 +203,7 @@ class Store:
             NotFoundError: There is no such key.
         """
         with self._transaction() as session:
-            key = session.get(Key, key_id)
+            key = session.get(Key, key_id, with_for_update=True)
             if key is None:
                 raise NotFoundError(f"There is no key {key_id!r}.", key_id=key_id)
             key.revoked_at = key.revoked_at or time.time()
@@ -172,14 +211,15 @@ class Store:
     # --------------------------------------------------------------------------------------------------- bundles
     def add_bundle(self, bundle: Bundle) -> Bundle:
         """Keep `bundle`, or return the owner's bundle of the same name and bytes."""
-        with self._transaction() as session:
-            query = select(Bundle).where(
-                Bundle.owner == bundle.owner, Bundle.name == bundle.name, Bundle.sha256 == bundle.sha256
-            )
+        query = select(Bundle).where(
+            Bundle.owner == bundle.owner, Bundle.name == bundle.name, Bundle.sha256 == bundle.sha256
+        )
+
+        def add(session: Session) -> Bundle:
             existing = session.scalars(query).first()
-            if existing is None:
-                session.add(bundle)
-            return existing or bundle
+            return existing or session.merge(bundle)
+
+        return self._write(add)
 
     def bundle(self, bundle_id: str, *, owner: str | None = None) -> Bundle:
         """Return one bundle.
@@ -221,50 +261,8 @@ class Store:
         Raises:
             ConflictError: The endpoint is being deleted, or somebody else deployed at the same moment.
         """
-        now = time.time()
         try:
-            with self._transaction() as session:
-                endpoint = session.scalars(_endpoint_query(owner, spec.name)).first()
-                if endpoint is None:
-                    endpoint = Endpoint(
-                        id=new_id("end"),
-                        owner=owner,
-                        name=spec.name,
-                        status=EndpointStatus.BUILDING,
-                        reason="",
-                        wanted_version=0,
-                        serving_version=0,
-                        created_at=now,
-                        updated_at=now,
-                    )
-                    session.add(endpoint)
-                elif endpoint.status == EndpointStatus.DELETING:
-                    raise ConflictError(f"Endpoint {spec.name!r} is being deleted; deploy it again in a moment.")
-                else:
-                    wanted = session.scalars(_version_query(endpoint.id, endpoint.wanted_version)).one()
-                    if not again and wanted.spec == to_json(spec) and wanted.status != EndpointStatus.FAILED:
-                        return endpoint, wanted
-                    if wanted.status != EndpointStatus.READY:
-                        wanted.status, wanted.reason = EndpointStatus.FAILED, "A newer version took its place."
-                newest = session.scalar(select(func.max(Version.number)).where(Version.endpoint_id == endpoint.id))
-                version = Version(
-                    id=new_id("ver"),
-                    endpoint_id=endpoint.id,
-                    number=(newest or 0) + 1,
-                    spec=to_json(spec),
-                    bundle_id=spec.bundle_id,
-                    environment_key=environment_key,
-                    status=EndpointStatus.BUILDING,
-                    reason="",
-                    created_at=now,
-                )
-                session.flush()
-                session.add(version)
-                endpoint.wanted_version = version.number
-                endpoint.updated_at = now
-                if not endpoint.serving_version:
-                    endpoint.status, endpoint.reason = EndpointStatus.BUILDING, "Waiting for the controller."
-                return endpoint, version
+            return self._write(lambda session: _put(session, owner, spec, environment_key, again=again))
         except IntegrityError:
             raise ConflictError(f"Somebody else deployed {spec.name!r} at the same moment; try again.") from None
 
@@ -307,7 +305,7 @@ class Store:
     def delete_endpoint(self, endpoint_id: str) -> None:
         """Mark an endpoint as being deleted; from here on `advance` changes nothing of it. Gone is no error."""
         with self._transaction() as session:
-            endpoint = session.get(Endpoint, endpoint_id)
+            endpoint = session.get(Endpoint, endpoint_id, with_for_update=True)
             if endpoint is not None:
                 endpoint.status, endpoint.reason = EndpointStatus.DELETING, "Its workers finish what they run."
                 endpoint.updated_at = time.time()
@@ -335,7 +333,7 @@ class Store:
             Whether it was written; False means that the endpoint has moved on, or is gone.
         """
         with self._transaction() as session:
-            endpoint = session.get(Endpoint, endpoint_id)
+            endpoint = session.get(Endpoint, endpoint_id, with_for_update=True)
             if endpoint is None or endpoint.status == EndpointStatus.DELETING:
                 return False
             if endpoint.wanted_version != wanted_version:
@@ -352,7 +350,7 @@ class Store:
     def remove_endpoint(self, endpoint_id: str) -> None:
         """Forget an endpoint and its versions; the controller does it when nothing of it runs any more."""
         with self._transaction() as session:
-            endpoint = session.get(Endpoint, endpoint_id)
+            endpoint = session.get(Endpoint, endpoint_id, with_for_update=True)
             if endpoint is not None:
                 for version in session.scalars(select(Version).where(Version.endpoint_id == endpoint_id)):
                     session.delete(version)
@@ -367,8 +365,8 @@ class Store:
 
     def put_environment(self, key: str, environment_id: str, lock: str) -> None:
         """Note which environment answers `key`."""
-        with self._transaction() as session:
-            session.merge(Environment(key=key, environment_id=environment_id, lock=lock, created_at=time.time()))
+        row = Environment(key=key, environment_id=environment_id, lock=lock, created_at=time.time())
+        self._write(lambda session: session.merge(row))
 
 
 def hash_key(text: str) -> str:
@@ -392,3 +390,51 @@ def _endpoint_query(owner: str, name: str) -> Any:
 
 def _version_query(endpoint_id: str, number: int) -> Any:
     return select(Version).where(Version.endpoint_id == endpoint_id, Version.number == number)
+
+
+def _put(
+    session: Session, owner: str, spec: EndpointSpec, environment_key: str, *, again: bool
+) -> tuple[Endpoint, Version]:
+    """Do the work of `Store.put_endpoint`; the endpoint's row is locked from its first line on."""
+    now = time.time()
+    endpoint = session.scalars(_endpoint_query(owner, spec.name).with_for_update()).first()
+    if endpoint is None:
+        endpoint = Endpoint(
+            id=new_id("end"),
+            owner=owner,
+            name=spec.name,
+            status=EndpointStatus.BUILDING,
+            reason="",
+            wanted_version=0,
+            serving_version=0,
+            created_at=now,
+            updated_at=now,
+        )
+        session.add(endpoint)
+    elif endpoint.status == EndpointStatus.DELETING:
+        raise ConflictError(f"Endpoint {spec.name!r} is being deleted; deploy it again in a moment.")
+    else:
+        wanted = session.scalars(_version_query(endpoint.id, endpoint.wanted_version)).one()
+        if not again and wanted.spec == to_json(spec) and wanted.status != EndpointStatus.FAILED:
+            return endpoint, wanted
+        if wanted.status != EndpointStatus.READY:
+            wanted.status, wanted.reason = EndpointStatus.FAILED, "A newer version took its place."
+    newest = session.scalar(select(func.max(Version.number)).where(Version.endpoint_id == endpoint.id))
+    version = Version(
+        id=new_id("ver"),
+        endpoint_id=endpoint.id,
+        number=(newest or 0) + 1,
+        spec=to_json(spec),
+        bundle_id=spec.bundle_id,
+        environment_key=environment_key,
+        status=EndpointStatus.BUILDING,
+        reason="",
+        created_at=now,
+    )
+    session.flush()
+    session.add(version)
+    endpoint.wanted_version = version.number
+    endpoint.updated_at = now
+    if not endpoint.serving_version:
+        endpoint.status, endpoint.reason = EndpointStatus.BUILDING, "Waiting for the controller."
+    return endpoint, version

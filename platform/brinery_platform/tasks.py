@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -21,18 +21,18 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from brinery.errors import BrineryError, UnavailableError
 from brinery.spec import EndpointSpec, Task, TaskStatus
 from brinery_platform import transitions
-from brinery_platform.records import celery_object, from_fields, input_object, task_key
+from brinery_platform.records import celery_object, from_fields, input_prefix, result_object, task_key
 from brinery_platform.transitions import (
     BATCH,
     Backlog,
     Call,
     CancelReason,
+    Charge,
     Claim,
     Claimed,
     FinishReason,
     HoldReason,
     Outdated,
-    Page,
     RequeueDeadReason,
     RequeueReason,
     Submitted,
@@ -49,6 +49,8 @@ T = TypeVar("T")
 
 DONE: Final = "done"
 """Channel that carries the id of each task that became final."""
+CHANGES: Final = "changes"
+"""Channel that carries the id of a task at each of its events."""
 CANCEL: Final = "cancel"
 """Channel that carries the id of each running task that is to stop."""
 MAX_QUEUED: Final = EndpointSpec.max_queued
@@ -78,6 +80,7 @@ class SweepReport:
         due: Tasks whose back-off is over.
         expired: Tasks that waited too long.
         republished: Tasks whose message was lost.
+        risen: Tasks that waited so long that they were moved up by one priority.
         forgotten: Tasks whose result was kept long enough.
     """
 
@@ -85,6 +88,7 @@ class SweepReport:
     due: int
     expired: int
     republished: int
+    risen: int
     forgotten: int
 
 
@@ -155,7 +159,14 @@ class Tasks:
         self._run(transitions.release(task_id, incarnation))
 
     def finish(
-        self, claim: Claim, status: TaskStatus, *, reason: str, dead: bool = False, **values: Any
+        self,
+        claim: Claim,
+        status: TaskStatus,
+        *,
+        reason: str,
+        dead: bool = False,
+        report: dict[str, Any] | None = None,
+        **values: Any,
     ) -> FinishReason:
         """End an attempt and its task; an attempt that is no longer the running one changes nothing.
 
@@ -164,32 +175,44 @@ class Tasks:
             status: A final one.
             reason: For the task's events.
             dead: Whether it becomes a dead letter.
+            report: What is kept of an attempt that did not succeed.
             values: Fields of `Task`: ``result_type`` and ``result`` or ``result_object``, or ``error``. What they
                 name is stored already.
         """
-        return self._run(transitions.finish(claim, status, reason=reason, dead=dead, values=values))
+        call = transitions.finish(claim, status, reason=reason, dead=dead, report=report, values=values)
+        return self._run(call)
 
     def requeue(
         self,
         claim: Claim,
         *,
         reason: str,
-        charged: bool,
+        charge: Charge,
         error: BrineryError,
         delay_seconds: float | None = None,
+        report: dict[str, Any] | None = None,
+        alone: bool = False,
     ) -> RequeueReason:
-        """End an attempt and queue its task again; the last charged attempt fails it.
+        """End an attempt and queue its task again; the last one that counts in full fails it.
 
         Args:
             claim: The attempt.
             reason: For the task's events.
-            charged: Whether it counts as an attempt.
+            charge: How it counts.
             error: What the task fails with if it was the last one.
             delay_seconds: From now, ≥ 0; None backs off: 1 s, doubled with each attempt, at most 300 s, with jitter.
+            report: What is kept of the attempt.
+            alone: Whether the next attempt is to have a worker for itself.
         """
         return self._run(
             transitions.requeue(
-                claim, reason=reason, charged=charged, delay_seconds=delay_seconds, error=error.to_json()
+                claim,
+                reason=reason,
+                charge=charge,
+                delay_seconds=delay_seconds,
+                error=error.to_json()["error"],
+                report=report,
+                alone=alone,
             )
         )
 
@@ -205,6 +228,21 @@ class Tasks:
     def backlog(self, endpoint_id: str) -> Backlog:
         """Count an endpoint's tasks, in one round trip."""
         return self._run(transitions.backlog(endpoint_id))
+
+    def backlogs(self) -> dict[str, Backlog]:
+        """Count the tasks of every endpoint that has open ones, in three round trips however many there are."""
+        endpoint_ids = self._busy_endpoints()
+        calls = [transitions.backlog(endpoint_id) for endpoint_id in endpoint_ids]
+        first = [self._run(call) for call in calls[:1]]  # which also lets Redis know the script
+        with redis_errors(), self._redis.pipeline(transaction=False) as pipe:
+            for call in calls[1:]:
+                pipe.evalsha(script(call.name).sha, 0, *call.arguments)
+            rest = [call.parse(reply) for call, reply in zip(calls[1:], pipe.execute(), strict=True)]
+        return dict(zip(endpoint_ids, [*first, *rest], strict=True))
+
+    def _busy_endpoints(self) -> list[str]:
+        with redis_errors():
+            return sorted(raw.decode() for raw in cast("set[bytes]", self._redis.smembers("endpoints")))
 
     def open_count(self, endpoint_id: str) -> int:
         """Return how many tasks of an endpoint are not final."""
@@ -267,16 +305,18 @@ class Tasks:
             due, expired = due + batch_due, expired + batch_expired
             if max(batch_due, batch_expired) < BATCH:
                 break
-        with redis_errors():
-            endpoints = sorted(raw.decode() for raw in cast("set[bytes]", self._redis.smembers("endpoints")))
-        republished = 0
+        endpoints = self._busy_endpoints()
+        republished = risen = 0
         for start in range(0, len(endpoints), ENDPOINTS_AT_ONCE):
-            republished += self._batches(transitions.sweep_lost(endpoints[start : start + ENDPOINTS_AT_ONCE]))
+            some = endpoints[start : start + ENDPOINTS_AT_ONCE]
+            republished += self._batches(transitions.sweep_lost(some))
+            risen += self._batches(transitions.sweep_age(some))
         return SweepReport(
             requeued=requeued,
             due=due,
             expired=expired,
             republished=republished,
+            risen=risen,
             forgotten=self._forget_outdated(objects),
         )
 
@@ -300,85 +340,6 @@ class Tasks:
         return self._run(transitions.forget(each.task_id for each in outdated))
 
 
-class AsyncTasks:
-    """All that the gateway does with tasks; raises as `Tasks` does.
-
-    Args:
-        redis: An asyncio client whose replies are bytes.
-    """
-
-    def __init__(self, redis: redis.asyncio.Redis) -> None:
-        self._redis = redis
-        transitions.load_scripts()
-
-    async def _run(self, call: Call[T]) -> T:
-        with redis_errors():
-            try:
-                reply = await self._redis.evalsha(script(call.name).sha, 0, *call.arguments)
-            except NoScriptError:
-                reply = await self._redis.eval(script(call.name).text, 0, *call.arguments)
-        return call.parse(reply)
-
-    async def submit(self, task: Task, *, max_queued: int = MAX_QUEUED) -> Submitted:
-        """Write a task's record and its message in one atomic step; accepted means that this returned.
-
-        Args:
-            task: A queued one, attempt 0; its input is in it, or stored already.
-            max_queued: Tasks of the endpoint that may be open at once.
-
-        Returns:
-            The task, or the one that has its id, or its idempotency key with this owner and endpoint, already.
-
-        Raises:
-            OverloadedError: `max_queued` tasks are open.
-            ConflictError: The id belongs to a task of another owner or endpoint.
-            UnavailableError: Redis did not answer; submitting the same id again is safe.
-        """
-        return await self._run(transitions.submit(task, max_queued))
-
-    async def get(self, task_id: str) -> Task | None:
-        """Return a task as it stands, or None; whose it is, is the caller's to check."""
-        with redis_errors():
-            raw = await cast("Awaitable[dict[bytes, bytes]]", self._redis.hgetall(task_key(task_id)))
-        return from_fields(raw) if raw else None
-
-    async def cancel(self, task_id: str) -> CancelReason:
-        """Cancel a task.
-
-        Returns:
-            ``cancelled``: it was queued and is final now. ``requested``: it runs, and its holder was told to stop it;
-            channel `DONE` says when it has. ``final``: it was final before. ``gone``: there is none.
-        """
-        return await self._run(transitions.cancel(task_id))
-
-    async def list(
-        self,
-        owner: str,
-        endpoint_id: str | None = None,
-        status: TaskStatus | None = None,
-        cursor: str | None = None,
-        limit: int = 100,
-    ) -> Page:
-        """Read a part of an owner's tasks, newest first, without their inputs and results.
-
-        Args:
-            owner: Whose.
-            endpoint_id: Only of this endpoint.
-            status: Only in this status.
-            cursor: From the page before.
-            limit: Tasks on a page at most, 1 to 1000. A filter may leave a page short, or empty, with more to come.
-        """
-        return await self._run(transitions.listing(owner, endpoint_id, status, cursor, limit))
-
-    async def requeue_dead(self, task_id: str) -> RequeueDeadReason:
-        """Start a failed task again with all its attempts.
-
-        Returns:
-            ``queued``, ``not_failed`` or ``gone``.
-        """
-        return await self._run(transitions.requeue_dead(task_id))
-
-
 @contextlib.contextmanager
 def redis_errors() -> Iterator[None]:
     """Turn what a Redis client raises for a server that is away into `UnavailableError`."""
@@ -397,7 +358,7 @@ def redis_errors() -> Iterator[None]:
 
 def _objects_of(each: Outdated) -> Iterator[str]:
     yield celery_object(each.task_id)
-    if each.result_object:
-        yield each.result_object
-    if each.input_object == input_object(each.task_id):  # what the user uploaded is the user's to delete
+    for attempt in range(1, each.attempt + 1):  # also of those that were given up after they had stored one
+        yield result_object(each.task_id, attempt)
+    if each.input_object.startswith(input_prefix(each.task_id)):  # what the user uploaded is the user's to delete
         yield each.input_object

@@ -11,8 +11,8 @@ import hashlib
 import random
 import re
 import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 
@@ -22,12 +22,13 @@ from brinery.errors import (
     ConflictError,
     InvalidRequestError,
     OverloadedError,
+    TaskCancelledError,
     TaskExpiredError,
     WorkerError,
 )
 from brinery.spec import LEASE_SECONDS, Task, TaskStatus
 from brinery_platform.broker import message_template
-from brinery_platform.records import LISTED, from_listed, from_pairs, record_fields, to_fields
+from brinery_platform.records import FIELDS, LISTED, from_fields, from_listed, from_pairs, record_fields, to_fields
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ _LUA: Final = Path(__file__).parent / "lua"
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LOST: Final = WorkerError("The process that ran this attempt died; no attempt is left. Requeue the task to try again.")
 _EXPIRED: Final = TaskExpiredError("No worker took the task before it expired; submit it again, or allow more time.")
+_DELETED: Final = TaskCancelledError("The task was cancelled because its endpoint was deleted.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,18 +123,47 @@ class Backlog:
 
 @dataclass(frozen=True, kw_only=True)
 class Outdated:
-    """A task whose result has been kept long enough, with the keys of its large payloads."""
+    """A task whose result has been kept long enough, how often it was tried, and the key of a large input or ``""``."""
 
     task_id: str
+    attempt: int
     input_object: str
-    result_object: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebhooksTaken:
+    """Webhooks to be sent now, and how long they are nobody else's.
+
+    Args:
+        tasks: Final ones, without their inputs.
+        lease: What `webhook_report` compares.
+        at: The server's time, seconds since the epoch.
+        next_in_seconds: When to ask again; None while nothing is left.
+    """
+
+    tasks: list[Task]
+    lease: str
+    at: float
+    next_in_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebhookReported:
+    """What became of a report: ``stale`` if the lease was over or the record gone; and when to ask again."""
+
+    reason: Literal["kept", "done", "stale"]
+    next_in_seconds: float | None
 
 
 HoldReason = Literal["held", "gone", "final", "delayed", "duplicate"]
+Charge = Literal["full", "none", "spared"]
+"""How an attempt that is given up counts: ``full``; ``none``, it never began and is taken back; ``spared``, it had
+begun, so that it stays counted, but was not at fault, so that the task may have one more."""
 FinishReason = Literal["finished", "stale", "gone"]
 RequeueReason = Literal["queued", "failed", "cancelled", "stale", "gone"]
 CancelReason = Literal["cancelled", "requested", "final", "gone"]
 RequeueDeadReason = Literal["queued", "not_failed", "gone"]
+DropReason = Literal["dropped", "not_final", "gone"]
 
 
 @functools.cache
@@ -141,8 +172,8 @@ def script(name: str) -> Script:
     prelude = (_LUA / "prelude.lua").read_text()
     for mark, text in (
         ("%TEMPLATE%", message_template()),
-        ("%LOST%", orjson.dumps(_LOST.to_json()).decode()),
-        ("%EXPIRED%", orjson.dumps(_EXPIRED.to_json()).decode()),
+        ("%LOST%", orjson.dumps(_LOST.to_json()["error"]).decode()),
+        ("%EXPIRED%", orjson.dumps(_EXPIRED.to_json()["error"]).decode()),
     ):
         prelude = prelude.replace(mark, text)
     text = prelude + (_LUA / f"{name}.lua").read_text()
@@ -168,7 +199,9 @@ def submit(task: Task, max_queued: int) -> Call[Submitted]:
 
     def parse(reply: list[Any]) -> Submitted:
         if reply[0] == b"created":
-            return Submitted(task=task, created=True)
+            created_at, expires_at = float(reply[1]), float(reply[2])
+            accepted = replace(task, created_at=created_at, queued_at=created_at, expires_at=expires_at)
+            return Submitted(task=accepted, created=True)
         if reply[0] == b"full":
             raise OverloadedError(
                 f"{reply[1]} tasks of this endpoint are open already; try again when some have finished.",
@@ -189,7 +222,7 @@ def submit(task: Task, max_queued: int) -> Call[Submitted]:
             task.priority,
             task.idempotency_key or "",
             max_queued,
-            f"{task.expires_at:.6f}",
+            f"{task.expires_at - task.created_at:.6f}",
             *record_fields(task),
         ),
         parse=parse,
@@ -222,23 +255,43 @@ def release(task_id: str, incarnation: str) -> Call[str]:
     return Call(name="release", arguments=(task_id, incarnation), parse=_text)
 
 
-def finish(held: Claim, status: TaskStatus, *, reason: str, dead: bool, values: dict[str, Any]) -> Call[FinishReason]:
+def finish(
+    held: Claim,
+    status: TaskStatus,
+    *,
+    reason: str,
+    dead: bool,
+    report: dict[str, Any] | None,
+    values: dict[str, Any],
+) -> Call[FinishReason]:
     """End an attempt and its task, if the attempt is still the one that runs."""
-    mine = (held.task.id, held.task.attempt, str(held.task.incarnation), held.token)
-    return Call(name="finish", arguments=(*mine, status, reason, "1" if dead else "0", *to_fields(values)), parse=_text)
+    how = (status, reason, "1" if dead else "0", _report(report))
+    return Call(name="finish", arguments=(*_attempt(held), *how, *to_fields(values)), parse=_text)
 
 
 def requeue(
-    held: Claim, *, reason: str, charged: bool, delay_seconds: float | None, error: dict[str, Any]
+    held: Claim,
+    *,
+    reason: str,
+    charge: Charge,
+    delay_seconds: float | None,
+    error: dict[str, Any],
+    report: dict[str, Any] | None,
+    alone: bool,
 ) -> Call[RequeueReason]:
     """End an attempt and queue its task again, or fail it when it was the last one."""
-    mine = (held.task.id, held.task.attempt, str(held.task.incarnation), held.token)
     delay = "" if delay_seconds is None else f"{delay_seconds:.6f}"
-    return Call(
-        name="requeue",
-        arguments=(*mine, "1" if charged else "0", delay, _jitter(), reason, orjson.dumps(error)),
-        parse=_text,
-    )
+    how = (charge, delay, _jitter(), reason, orjson.dumps(error), _report(report), "1" if alone else "0")
+    return Call(name="requeue", arguments=(*_attempt(held), *how), parse=_text)
+
+
+def _attempt(held: Claim) -> tuple[str, int, str, str]:
+    """Return what must still stand in the record for the attempt to be ended by us."""
+    return held.task.id, held.task.attempt, str(held.task.incarnation), held.token
+
+
+def _report(report: dict[str, Any] | None) -> bytes:
+    return b"" if report is None else orjson.dumps(report)
 
 
 def cancel(task_id: str) -> Call[CancelReason]:
@@ -251,11 +304,14 @@ def requeue_dead(task_id: str) -> Call[RequeueDeadReason]:
     return Call(name="requeue_dead", arguments=(task_id,), parse=_text)
 
 
-def listing(
-    owner: str, endpoint_id: str | None, status: TaskStatus | None, cursor: str | None, limit: int
-) -> Call[Page]:
-    """Read a part of an owner's tasks."""
-    if cursor is not None and not cursor.isdigit():
+def drop(task_id: str) -> Call[DropReason]:
+    """Let the next sweep delete a final task."""
+    return Call(name="drop", arguments=(task_id,), parse=_text)
+
+
+def listing(indexes: Sequence[str], endpoint_id: str | None, cursor: str | None, limit: int) -> Call[Page]:
+    """Read a part of the tasks in some indexes (see `records`), merged."""
+    if cursor is not None and not (cursor.isascii() and cursor.isdigit()):
         raise InvalidRequestError("This cursor is not one that a listing returned; begin without one.")
 
     def parse(reply: list[Any]) -> Page:
@@ -263,7 +319,7 @@ def listing(
 
     return Call(
         name="list",
-        arguments=(owner, endpoint_id or "", status or "", cursor or "+inf", limit, LIST_SCAN, *LISTED),
+        arguments=(endpoint_id or "", cursor or "+inf", limit, LIST_SCAN, len(indexes), *indexes, *LISTED),
         parse=parse,
     )
 
@@ -279,7 +335,8 @@ def backlog(endpoint_id: str) -> Call[Backlog]:
 
 def forget_endpoint(endpoint_id: str) -> Call[tuple[int, int]]:
     """Cancel a batch of an endpoint's open tasks: how many were, how many are left."""
-    return Call(name="forget_endpoint", arguments=(endpoint_id, BATCH), parse=lambda reply: (reply[0], reply[1]))
+    why = orjson.dumps(_DELETED.to_json()["error"])
+    return Call(name="forget_endpoint", arguments=(endpoint_id, BATCH, why), parse=lambda reply: (reply[0], reply[1]))
 
 
 def register(incarnation: str) -> Call[str]:
@@ -316,13 +373,18 @@ def sweep_lost(endpoint_ids: Iterable[str]) -> Call[int]:
     return Call(name="sweep_lost", arguments=(BATCH, LOST_AFTER_SECONDS, *endpoint_ids), parse=int)
 
 
+def sweep_age(endpoint_ids: Iterable[str]) -> Call[int]:
+    """Move a batch of what has waited for too long up by one priority."""
+    return Call(name="sweep_age", arguments=(BATCH, *endpoint_ids), parse=int)
+
+
 def outdated() -> Call[list[Outdated]]:
     """Find a batch of tasks whose result has been kept long enough."""
 
     def parse(reply: list[bytes]) -> list[Outdated]:
         texts = [raw.decode() for raw in reply]
         triples = zip(texts[::3], texts[1::3], texts[2::3], strict=True)
-        return [Outdated(task_id=a, input_object=b, result_object=c) for a, b, c in triples]
+        return [Outdated(task_id=a, attempt=int(b), input_object=c) for a, b, c in triples]
 
     return Call(name="outdated", arguments=(BATCH,), parse=parse)
 
@@ -330,6 +392,41 @@ def outdated() -> Call[list[Outdated]]:
 def forget(task_ids: Iterable[str]) -> Call[int]:
     """Delete the records of outdated tasks."""
     return Call(name="forget", arguments=tuple(task_ids), parse=int)
+
+
+def webhooks_take(lease_seconds: float, batch: int) -> Call[WebhooksTaken]:
+    """Take webhooks whose time has come."""
+    names = [name for name in FIELDS if name != "input"]
+    encoded = [name.encode() for name in names]
+
+    def parse(reply: list[Any]) -> WebhooksTaken:
+        at, lease, next_at, *rows = reply
+        pairs = [zip(encoded, row, strict=True) for row in rows]
+        return WebhooksTaken(
+            tasks=[from_fields({name: value for name, value in row if value is not None}) for row in pairs],
+            lease=_text(lease),
+            at=float(at),
+            next_in_seconds=_seconds_left(next_at, at),
+        )
+
+    return Call(name="webhooks_take", arguments=(lease_seconds, batch, *names), parse=parse)
+
+
+def webhook_report(
+    task_id: str, lease: str, state: dict[str, Any] | None, next_at: float | None
+) -> Call[WebhookReported]:
+    """Note how a try ended, None for one that was put off, and when the next one is, None for the last."""
+
+    def parse(reply: list[Any]) -> WebhookReported:
+        return WebhookReported(reason=_text(reply[0]), next_in_seconds=_seconds_left(reply[1], reply[2]))
+
+    said = "" if state is None else orjson.dumps(state)
+    due = "" if next_at is None else f"{next_at:.6f}"
+    return Call(name="webhook_report", arguments=(task_id, lease, said, due), parse=parse)
+
+
+def _seconds_left(until: bytes, at: bytes) -> float | None:
+    return max(float(until) - float(at), 0.0) if until else None
 
 
 def _jitter() -> float:

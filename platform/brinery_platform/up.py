@@ -106,10 +106,7 @@ class Up:
             return
         UpRecord(os.getpid(), settings.url, started_at, ready=True).write(settings.home)
         self._say(f"Brinery is up at {settings.url}")
-        self._say(
-            "Workers run as plain processes: they are not isolated from one another or from this account; "
-            "deploy only code that you trust."
-        )
+        self._say(self._services.runtime.notice)
 
     def _stop_leftovers(self) -> None:
         """End gateway and controller of an `up` that was killed: they may have other settings. Workers go on."""

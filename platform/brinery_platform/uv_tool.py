@@ -141,7 +141,7 @@ class UvTool:
                     _kill_group(process)  # nobody listens any more
                     raise
             if process.returncode:
-                raise DeploymentError(_explain(doing, said, late=late.is_set()), exit_code=process.returncode)
+                raise DeploymentError(explain(doing, said, late=late.is_set()), exit_code=process.returncode)
             stdout.seek(0)
             return stdout.read().decode()
 
@@ -194,8 +194,14 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _explain(doing: str, said: Sequence[str], *, late: bool) -> str:
-    """Return why it failed, in uv's own words: from its error on, else its last lines."""
+def explain(doing: str, said: Sequence[str], *, late: bool) -> str:
+    """Return why uv failed, in its own words: from its error on, else its last lines.
+
+    Args:
+        doing: What it was about, as the beginning of a sentence.
+        said: Its output.
+        late: Whether it was stopped for taking too long.
+    """
     if late:
         return f"{doing} was not done within {BUILD_TIMEOUT_SECONDS:g} s and was stopped; deploy again to go on."
     first = next((index for index, line in enumerate(said) if re.match(r"\s*(error:|\u00d7)", line)), None)

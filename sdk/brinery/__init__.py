@@ -14,6 +14,7 @@ from brinery.endpoint import Bundle, Endpoint, endpoint
 
 if TYPE_CHECKING:
     from brinery.client import Client
+    from brinery.completion import as_completed
     from brinery.deployment import Deployment
     from brinery.errors import (
         AuthenticationError,
@@ -44,6 +45,7 @@ _HOMES = {
     "Deployment": "deployment",
     "Future": "future",
     "TaskStatus": "spec",
+    "as_completed": "completion",
     "current_request": "request",
 }
 
@@ -72,6 +74,7 @@ __all__ = [
     "UpstreamTimeoutError",
     "WorkerBusyError",
     "WorkerError",
+    "as_completed",
     "current_request",
     "endpoint",
 ]

@@ -7,49 +7,38 @@ the caller opts in.
 from __future__ import annotations
 
 import inspect
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypedDict, Unpack
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, Unpack
 
+from brinery.choices import RetryChoice, WebhookChoice, as_headers, check_names
 from brinery.default import chosen_client
-from brinery.errors import BrineryError, InvalidRequestError, PayloadTooLargeError
-from brinery.payload import bind, check_choices, decode, encode
-from brinery.spec import (
-    CONTENT_JSON,
-    CONTENT_PICKLE,
-    HEADER_IDEMPOTENCY_KEY,
-    HEADER_PRIORITY,
-    HEADER_TIMEOUT_SECONDS,
-    MAX_BODY_BYTES,
-    new_id,
-)
+from brinery.errors import InvalidRequestError, PayloadTooLargeError
+from brinery.payload import bind, decode, encode
+from brinery.spec import CONTENT_JSON, CONTENT_PICKLE, MAX_BODY_BYTES, new_id
 
 if TYPE_CHECKING:
-    from brinery.client import Client, Request
+    from brinery.client import Client
     from brinery.future import Future
+    from brinery.routes import Request
 
 P = ParamSpec("P")
 
-MAP_AHEAD: Final = 64
-"""How many tasks `map` keeps open ahead of the result that it yields next."""
-HEADERS: Final = {
-    "priority": HEADER_PRIORITY,
-    "timeout_seconds": HEADER_TIMEOUT_SECONDS,
-    "idempotency_key": HEADER_IDEMPOTENCY_KEY,
-    "max_attempts": "X-Brinery-Max-Attempts",
-    "expires_in_seconds": "X-Brinery-Expires-In-Seconds",
-}
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class CallChoices(TypedDict, total=False):
-    """What `Calls.options` takes: `spec.TaskOptions`' fields, and ``pickled``."""
+    """What `Calls.options` takes: `spec.TaskOptions`' fields, None for the endpoint's value, and ``pickled``."""
 
     pickled: bool
-    priority: int
-    max_attempts: int
-    timeout_seconds: float
-    expires_in_seconds: float
-    idempotency_key: str
+    priority: int | None
+    max_attempts: int | None
+    timeout_seconds: float | None
+    expires_in_seconds: float | None
+    result_ttl_seconds: float | None
+    retry_for: Sequence[RetryChoice] | None
+    webhook: WebhookChoice | None
+    idempotency_key: str | None
 
 
 class Calls(Generic[P]):
@@ -73,6 +62,7 @@ class Calls(Generic[P]):
         self.name = name
         self._signature = signature
         self._choices: CallChoices = choices or {}
+        self._headers = as_headers(self._choices)
         self._chosen_client = client
 
     def __repr__(self) -> str:
@@ -83,12 +73,13 @@ class Calls(Generic[P]):
 
         Args:
             choices: ``pickled`` sends and returns any Python objects instead of JSON; the others are those of
-                `brinery.spec.TaskOptions`. ``timeout_seconds`` holds for `remote` and `stream`, too.
+                `brinery.spec.TaskOptions`. ``timeout_seconds`` holds for `remote` and `stream`, too. ``retry_for``
+                takes exception classes as well as names, and ``webhook`` a URL as well as a dict.
 
         Raises:
-            InvalidRequestError: There is no such option.
+            InvalidRequestError: There is no such option, or its value is wrong; the text says which and why.
         """
-        check_choices(choices, CallChoices, "options()")
+        check_names(choices, CallChoices, "options()")
         merged: CallChoices = {**self._choices, **choices}
         return Calls(self.name, signature=self.parameters(), choices=merged, client=self._chosen_client)
 
@@ -136,22 +127,23 @@ class Calls(Generic[P]):
             OverloadedError: The queue is full.
             BrineryError: As `remote`, but for what the function itself raises.
         """
-        return self._submit(args, kwargs)
-
-    async def asubmit(self, *args: P.args, **kwargs: P.kwargs) -> Future:
-        """Do what `submit` does, on the running event loop."""
         from brinery.future import SUBMIT_PATIENCE_SECONDS, Future
 
         client = self._client()
         request = self._task(args, kwargs)
-        record = (await client.asend_patiently(lambda: request, SUBMIT_PATIENCE_SECONDS)).json()
+        record = client.send_patiently(lambda: request, SUBMIT_PATIENCE_SECONDS).json()
         return Future(record["id"], client=client, pickled=self._pickled)
+
+    async def asubmit(self, *args: P.args, **kwargs: P.kwargs) -> Future:
+        """Do what `submit` does, on the running event loop."""
+        return await self._asubmit(self._task(args, kwargs))
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
         """Yield the result for each item, in their order.
 
-        Items are taken as results are consumed, with at most `MAP_AHEAD` tasks open, so `items` may be endless. When
-        a call fails its error is raised; then, and when the iterator is closed, the open tasks are cancelled.
+        Items are taken as results are consumed, with at most 64 tasks open, so `items` may be endless and memory stays
+        bounded. Where the endpoint's queue takes fewer, calls wait until it has room. When a call fails its error is
+        raised; then, and when the iterator is closed, the open tasks are cancelled.
 
         Args:
             items: Each becomes the one argument of a call.
@@ -160,32 +152,43 @@ class Calls(Generic[P]):
 
     def starmap(self, items: Iterable[Iterable[Any] | Mapping[str, Any]]) -> Iterator[Any]:
         """Do what `map` does, with each item a call's positional arguments, or a mapping of its keyword arguments."""
-        return self._map(((), dict(item)) if isinstance(item, Mapping) else (tuple(item), {}) for item in items)
+        return self._map(_spread(item) for item in items)
 
-    def _map(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
-        if "idempotency_key" in self._choices:
+    def amap(self, items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+        """Do what `map` does, on the running event loop, for ``async for``; `items` may be an async iterable, too."""
+        from brinery.mapping import each
+
+        return self._amap(((item,), {}) async for item in each(items))
+
+    def astarmap(
+        self, items: Iterable[Iterable[Any] | Mapping[str, Any]] | AsyncIterable[Iterable[Any] | Mapping[str, Any]]
+    ) -> AsyncIterator[Any]:
+        """Do what `starmap` does, as `amap` does it."""
+        from brinery.mapping import each
+
+        return self._amap(_spread(item) async for item in each(items))
+
+    def _map(self, calls: Iterator[_Arguments]) -> Iterator[Any]:
+        from brinery.mapping import in_order
+
+        self._refuse_one_key()
+        return in_order(partial(self._asubmit, self._task(args, kwargs)) for args, kwargs in calls)
+
+    def _amap(self, calls: AsyncIterator[_Arguments]) -> AsyncIterator[Any]:
+        from brinery.mapping import ain_order
+
+        self._refuse_one_key()
+        return ain_order(partial(self._asubmit, self._task(args, kwargs)) async for args, kwargs in calls)
+
+    def _refuse_one_key(self) -> None:
+        if self._choices.get("idempotency_key") is not None:
             raise InvalidRequestError("One idempotency_key would make all calls of a map the same task; leave it out.")
-        return self._in_order(calls)
 
-    def _in_order(self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[Any]:
-        open_futures: deque[Future] = deque()
-        try:
-            for args, kwargs in calls:
-                open_futures.append(self._submit(args, kwargs))
-                if len(open_futures) >= MAP_AHEAD:
-                    yield open_futures.popleft().get()
-            while open_futures:
-                yield open_futures.popleft().get()
-        finally:
-            for future in open_futures:
-                _cancel_quietly(future)
-
-    def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future:
+    async def _asubmit(self, request: Request) -> Future:
         from brinery.future import SUBMIT_PATIENCE_SECONDS, Future
 
         client = self._client()
-        request = self._task(args, kwargs)
-        record = client.send_patiently(lambda: request, SUBMIT_PATIENCE_SECONDS).json()
+        record = (await client.asend_patiently(lambda: request, SUBMIT_PATIENCE_SECONDS)).json()
         return Future(record["id"], client=client, pickled=self._pickled)
 
     # --------------------------------------------------------------------------------------------------- requests
@@ -201,21 +204,21 @@ class Calls(Generic[P]):
         return chosen_client(self._chosen_client, repr(self.name))
 
     def _predict(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
-        from brinery.client import Request, endpoint_path
+        from brinery.routes import Request, endpoint_path
 
         content, headers = self._payload(args, kwargs)
         path = endpoint_path(self.name, "predict")
         return Request(method="POST", path=path, content=content, headers=headers, read_timeout_seconds=None)
 
     def _task(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
-        from brinery.client import Request, endpoint_path
+        from brinery.routes import Request, endpoint_path
 
         content, headers = self._payload(args, kwargs)
         path = endpoint_path(self.name, "tasks", new_id("tsk"))
-        return Request(method="PUT", path=path, content=content, headers=headers)
+        return Request(method="PUT", path=path, content=content, headers=headers, brief=True)
 
     def _payload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
-        headers = {HEADERS[name]: str(value) for name, value in self._choices.items() if name in HEADERS}
+        headers = dict(self._headers)
         if self._pickled:
             import cloudpickle
 
@@ -231,8 +234,5 @@ class Calls(Generic[P]):
         return content, {**headers, "Content-Type": content_type}
 
 
-def _cancel_quietly(future: Future) -> None:
-    try:
-        future.cancel()
-    except BrineryError:
-        return  # the map is over already; a task that cannot be cancelled now ends by itself
+def _spread(item: Iterable[Any] | Mapping[str, Any]) -> _Arguments:
+    return ((), dict(item)) if isinstance(item, Mapping) else (tuple(item), {})

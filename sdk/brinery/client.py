@@ -1,101 +1,58 @@
 """The HTTP client of the native API: one `Client` per gateway and key, its connections pooled.
 
-A call is described as a `Request` and sent by `Client.send` or `Client.asend`; that is all that sync and async differ
-in.
+A call is described as a `routes.Request` and sent by `Client.send` or `Client.asend`; that is all that sync and async
+differ in.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import httpx
 from tenacity import AsyncRetrying, Retrying
 
 from brinery.config import check_url, read_config
-from brinery.spec import CONTENT_BUNDLE, CONTENT_EVENTS, CONTENT_JSON, MAX_WAIT_SECONDS
-from brinery.transport import async_transport, checked, retry_arguments, translated, transport
+from brinery.routes import (
+    READ_TIMEOUT_SECONDS,
+    UPLOAD_TIMEOUT_SECONDS,
+    Parameter,
+    Request,
+    endpoint_path,
+    task_path,
+    task_request,
+)
+from brinery.spec import CONTENT_BUNDLE, CONTENT_EVENTS, CONTENT_JSON
+from brinery.sse import EventReader, lines, server_sent_events
+from brinery.transport import ASYNC_CONNECTIONS, async_transport, checked, retry_arguments, translated, transport
 
-CONNECT_TIMEOUT_SECONDS: Final = 5.0
-READ_TIMEOUT_SECONDS: Final = 60.0
-"""For everything that the platform answers by itself, without waiting for a worker."""
-UPLOAD_TIMEOUT_SECONDS: Final = 600.0
-POLL_SLACK_SECONDS: Final = 5.0
-"""How long an answer to a long-poll may be late before the connection counts as lost."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One HTTP request of the native API.
-
-    Args:
-        method: HTTP method.
-        path: Below the base URL, quoted.
-        params: Query parameters; None values are left out.
-        headers: On top of the client's own.
-        content: Body.
-        read_timeout_seconds: Longest silence of the server; None waits as long as the connection lives.
-    """
-
-    method: str
-    path: str
-    params: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    content: bytes | None = None
-    read_timeout_seconds: float | None = READ_TIMEOUT_SECONDS
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of ``httpx``'s ``request`` and ``stream``."""
-        return {
-            "method": self.method,
-            "url": self.path,
-            "params": {name: value for name, value in self.params.items() if value is not None},
-            "headers": dict(self.headers),
-            "content": self.content,
-            "timeout": httpx.Timeout(
-                self.read_timeout_seconds,
-                connect=CONNECT_TIMEOUT_SECONDS,
-                write=UPLOAD_TIMEOUT_SECONDS,
-                pool=None,
-            ),
-        }
-
-
-def endpoint_path(name: str, *parts: str) -> str:
-    """Return the path of an endpoint, of another owner's too (``owner/name``), and of what lies below it."""
-    return "/".join(["/v1/endpoints", quote(name, safe="/"), *(quote(part, safe="") for part in parts)])
-
-
-def task_request(task_id: str, *, wait_seconds: float = 0.0) -> Request:
-    """Return the request for a task's record, answered when it is final or after `wait_seconds` (at most 60)."""
-    wait = max(0.0, min(wait_seconds, MAX_WAIT_SECONDS))
-    return Request(
-        method="GET",
-        path=f"/v1/tasks/{quote(task_id, safe='')}",
-        params={"wait_seconds": round(wait, 3)},
-        read_timeout_seconds=wait + POLL_SLACK_SECONDS,
-    )
-
-
-def result_request(task_id: str) -> Request:
-    """Return the request for the bytes of a finished task's result."""
-    return Request(method="GET", path=f"/v1/tasks/{quote(task_id, safe='')}/result")
+BRIEF_REQUESTS: Final = 16
+"""How many requests that are answered at once an event loop sends side by side."""
+MAX_PAGE: Final = 1000
+"""How many tasks one answer may list."""
+STREAM_SILENCE_SECONDS: Final = 45.0
+"""How long a stream may be silent before its connection counts as lost; the gateway says something every 15 s."""
 
 
 class _Session:
-    """An event loop's async client and how many use it now."""
+    """An event loop's async client, how many use it now, and a queue for its connections.
 
-    def __init__(self) -> None:
-        self.client: httpx.AsyncClient | None = None
+    The queue is ours because httpx's looks at every waiting request whenever any of them moves.
+    """
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.client = client
         self.borrowers = 0
+        self.connections = asyncio.Semaphore(ASYNC_CONNECTIONS)
+        self.brief_ones = asyncio.Semaphore(BRIEF_REQUESTS)
 
 
 class Client:
@@ -137,7 +94,7 @@ class Client:
 
     async def asend(self, request: Request) -> httpx.Response:
         """Do what `send` does, on the running event loop."""
-        async with self._session() as session:
+        async with self._session(brief=request.brief) as session:
             with translated(self.url):
                 response = await session.request(**request.arguments())
         return checked(response)
@@ -177,6 +134,16 @@ class Client:
                 response.read()
             yield checked(response).iter_bytes()
 
+    @asynccontextmanager
+    async def aopen(self, request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Do what `open` does, on the running event loop."""
+        async with self._session() as session:
+            with translated(self.url):
+                async with session.stream(**request.arguments()) as response:
+                    if response.status_code >= 400:
+                        await response.aread()
+                    yield checked(response).aiter_bytes()
+
     def _pool(self) -> httpx.Client:
         pid = os.getpid()
         if (pool := self._pools.get(pid)) is None:
@@ -184,20 +151,21 @@ class Client:
         return pool
 
     @asynccontextmanager
-    async def _session(self) -> AsyncIterator[httpx.AsyncClient]:
+    async def _session(self, *, brief: bool = False) -> AsyncIterator[httpx.AsyncClient]:
         """Lend the loop's one async client; the last borrower closes it, so that nothing outlives the loop."""
-        session = self._sessions.setdefault(asyncio.get_running_loop(), _Session())
-        if session.client is None:
-            session.client = httpx.AsyncClient(transport=async_transport(self.url), **self._arguments())
-        client = session.client
+        loop = asyncio.get_running_loop()
+        if (session := self._sessions.get(loop)) is None:
+            client = httpx.AsyncClient(transport=async_transport(self.url), **self._arguments())
+            session = self._sessions[loop] = _Session(client)
         session.borrowers += 1
         try:
-            yield client
+            async with session.brief_ones if brief else nullcontext(), session.connections:
+                yield session.client
         finally:
             session.borrowers -= 1
             if session.borrowers == 0:
-                session.client = None
-                await client.aclose()
+                del self._sessions[loop]
+                await session.client.aclose()
 
     def _arguments(self) -> dict[str, Any]:
         return {
@@ -207,7 +175,7 @@ class Client:
             "trust_env": urlsplit(self.url).hostname not in {"127.0.0.1", "localhost", "::1"},
         }
 
-    def _json(self, method: str, path: str, body: Any = None, **params: str | float | bool | None) -> Any:
+    def _json(self, method: str, path: str, body: Any = None, **params: Parameter) -> Any:
         headers = {} if body is None else {"Content-Type": CONTENT_JSON}
         content = None if body is None else json.dumps(body).encode()
         request = Request(method=method, path=path, params=params, headers=headers, content=content)
@@ -287,20 +255,115 @@ class Client:
             read_timeout_seconds=None if follow else READ_TIMEOUT_SECONDS,
         )
         with self.open(request) as chunks:
-            for line in _lines(chunks):
+            for line in lines(chunks):
                 yield line.decode(errors="replace")
 
     def task(self, task_id: str, *, wait_seconds: float = 0.0) -> dict[str, Any]:
         """Return a task's record, at the latest after `wait_seconds` (at most 60)."""
         return dict(self.send(task_request(task_id, wait_seconds=wait_seconds)).json())
 
-    def tasks(self, *, endpoint: str | None = None, status: str | None = None) -> list[dict[str, Any]]:
-        """Return tasks, of one endpoint or in one status if given."""
-        return list(self._json("GET", "/v1/tasks", endpoint=endpoint, status=status)["tasks"])
+    def task_page(
+        self,
+        *,
+        endpoint: str | None = None,
+        status: str | Sequence[str] | None = None,
+        dead: bool = False,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> dict[str, Any]:
+        """Return one page of tasks, the last submitted first.
+
+        Args:
+            endpoint: Only this endpoint's.
+            status: Only those in this status, or in one of these.
+            dead: Only dead letters: those that the platform gave up.
+            cursor: Where the page before this one ended; None begins.
+            limit: 1 to 1,000.
+
+        Returns:
+            ``{"tasks": [record, …], "cursor": text | None}``; without a cursor there are no more.
+        """
+        chosen = {"endpoint": endpoint, "status": status, "dead": True if dead else None, "cursor": cursor}
+        return dict(self._json("GET", "/v1/tasks", limit=limit, **chosen))
+
+    def tasks(
+        self,
+        *,
+        endpoint: str | None = None,
+        status: str | Sequence[str] | None = None,
+        dead: bool = False,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield tasks, the last submitted first, page by page; see `task_page`. `limit` ends it after so many."""
+        left = math.inf if limit is None else limit
+        while left > 0:
+            size = int(min(left, MAX_PAGE))
+            page = self.task_page(endpoint=endpoint, status=status, dead=dead, cursor=cursor, limit=size)
+            yield from page["tasks"]
+            left, cursor = left - len(page["tasks"]), page["cursor"]
+            if cursor is None:
+                return
+
+    def task_attempts(self, task_id: str) -> list[dict[str, Any]]:
+        """Return a task's attempts that did not succeed, oldest first.
+
+        Returns:
+            ``{"attempt", "charge", "started_at", "ended_at", "reason", "worker_id", "error", "log_tail"}`` each.
+        """
+        return list(self._json("GET", task_path(task_id, "attempts"))["attempts"])
+
+    def task_input(self, task_id: str) -> tuple[str, bytes]:
+        """Return the content type and the bytes that a task was given."""
+        response = self.send(
+            Request(method="GET", path=task_path(task_id, "input"), read_timeout_seconds=UPLOAD_TIMEOUT_SECONDS)
+        )
+        return response.headers.get("content-type", ""), response.content
+
+    async def task_events(self, task_ids: list[str]) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
+        """Follow up to 10,000 tasks over one connection, on the running event loop.
+
+        Yields:
+            ``("open", {})`` at first, then ``("message", record)`` as each task becomes final, and
+            ``("missing", {"id"})`` for those that there are not.
+        """
+        request = Request(
+            method="POST",
+            path="/v1/tasks/events",
+            headers={"Accept": CONTENT_EVENTS, "Content-Type": CONTENT_JSON},
+            content=json.dumps({"ids": task_ids}, separators=(",", ":")).encode(),
+            read_timeout_seconds=STREAM_SILENCE_SECONDS,
+        )
+        reader = EventReader()
+        async with self.aopen(request) as pieces:
+            yield "open", {}
+            async for piece in pieces:
+                for event, data in reader.feed(piece):
+                    yield event, json.loads(data)
 
     def cancel(self, task_id: str) -> dict[str, Any]:
         """Cancel a task and return its record as it stands then."""
-        return dict(self._json("DELETE", f"/v1/tasks/{quote(task_id, safe='')}"))
+        return dict(self._json("DELETE", task_path(task_id)))
+
+    async def acancel(self, task_id: str) -> dict[str, Any]:
+        """Do what `cancel` does, on the running event loop."""
+        return dict((await self.asend(Request(method="DELETE", path=task_path(task_id), brief=True))).json())
+
+    def requeue(self, task_id: str) -> dict[str, Any]:
+        """Queue a failed task again, with all its attempts, and return its record.
+
+        Raises:
+            ConflictError: It has not failed.
+        """
+        return dict(self._json("POST", task_path(task_id, "requeue")))
+
+    def drop(self, task_id: str) -> None:
+        """Delete a final task with its input and result, now instead of at the end of its result's life.
+
+        Raises:
+            ConflictError: It is not final; cancel it first.
+        """
+        self._json("POST", task_path(task_id, "drop"))
 
 
 def default_client() -> Client:
@@ -316,35 +379,3 @@ def default_client() -> Client:
 @lru_cache(maxsize=8)
 def _client(url: str, api_key: str) -> Client:
     return Client(url, api_key)
-
-
-# ------------------------------------------------------------------------------------------------------------ streams
-def server_sent_events(chunks: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    """Yield ``(event, data)`` of a stream; an event without a name is a ``message``.
-
-    Source: WHATWG HTML, 9.2.6 "Interpreting an event stream".
-    """
-    event, data = "message", list[str]()
-    for raw in _lines(chunks):
-        line = raw.decode()
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if not line:
-            if data:
-                yield event, "\n".join(data)
-            event, data = "message", []
-        elif name == "event":
-            event = value
-        elif name == "data":
-            data.append(value)
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Split at line feeds alone: `str.splitlines` would also split at U+2028 and others that JSON may contain."""
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line.removesuffix(b"\r")
-    if rest:
-        yield rest

@@ -6,11 +6,11 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from brinery.choices import RetryChoice, WebhookChoice, check_names, retry_names, webhook
 from brinery.errors import InvalidRequestError
-from brinery.payload import check_choices
 from brinery.spec import BundleKind, EndpointSpec, check_name, from_json
 
 # One pip requirement that names what it wants: options, paths and bare URLs would mean something else in the builder.
@@ -37,6 +37,9 @@ class EndpointChoices(TypedDict, total=False):
     startup_timeout_seconds: float
     drain_seconds: float
     max_attempts: int
+    retry_for: Sequence[RetryChoice]
+    priority_age_seconds: float
+    webhook: WebhookChoice
     max_queued: int
     expires_in_seconds: float
     result_ttl_seconds: float
@@ -57,12 +60,16 @@ class Definition:
     """
 
     def __init__(self, target: Any, kind: BundleKind, choices: EndpointChoices) -> None:
-        check_choices(choices, EndpointChoices, "endpoint()")
+        check_names(choices, EndpointChoices, "endpoint()")
         self.name = choices.get("name") or _default_name(target)
         check_name(self.name, "endpoint")
         self.target = target
         self.kind = kind
         self.settings: EndpointChoices = {**choices, "name": self.name}
+        if "retry_for" in choices:
+            self.settings["retry_for"] = retry_names(choices["retry_for"])
+        if choices.get("webhook") is not None:
+            self.settings["webhook"] = webhook(choices["webhook"])
         self.requirements = _checked_requirements(choices.get("requirements", []))
 
     def parameters(self) -> inspect.Signature | None:

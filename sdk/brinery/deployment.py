@@ -12,8 +12,8 @@ import cloudpickle
 from tenacity import Retrying
 
 from brinery.bundle import PYTHON_MINOR, PackedBundle, pack
-from brinery.client import endpoint_path
 from brinery.errors import DeploymentError, PackingError, UnavailableError, error_from_json
+from brinery.routes import endpoint_path
 from brinery.spec import EndpointStatus, to_json
 from brinery.transport import retry_arguments
 

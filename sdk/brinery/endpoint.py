@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from brinery.calls import Calls
+from brinery.choices import check_names
 from brinery.definition import Definition, EndpointChoices, find
 from brinery.errors import InvalidRequestError
-from brinery.payload import check_choices
 from brinery.spec import BundleKind
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def endpoint(target: Any = None, /, **choices: Unpack[EndpointChoices]) -> Any:
         InvalidRequestError: A setting is wrong; the text says which and why.
     """
     if target is None:
-        check_choices(choices, EndpointChoices, "endpoint()")
+        check_names(choices, EndpointChoices, "endpoint()")
         return lambda decorated: endpoint(decorated, **choices)
     if isinstance(target, Endpoint):
         raise InvalidRequestError(f"{target.name!r} is an endpoint already; decorate it once.")

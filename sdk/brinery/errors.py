@@ -6,6 +6,7 @@
     ├── InvalidRequestError         422  the request, bundle or setting is wrong; the text says what to change
     │   └── PackingError                 the function cannot be packed (SDK only)
     ├── AuthenticationError         401
+    ├── SignatureError              401  a webhook's signature is not that of its body (`brinery.webhooks` only)
     ├── PermissionDeniedError       403
     ├── NotFoundError               404
     ├── ConflictError               409
@@ -42,7 +43,7 @@ class BrineryError(Exception):
     status: ClassVar[int] = 500
 
     def __init__(self, message: str | None = None, **context: Any) -> None:
-        self.message = message or (self.__doc__ or "").strip().splitlines()[0]
+        self.message = message or (self.__doc__ or "").strip().splitlines()[0].replace("``", "`")
         self.context = context
         super().__init__(self.message)
 
@@ -71,6 +72,12 @@ class PackingError(InvalidRequestError):
 
 class AuthenticationError(BrineryError):
     """No valid API key came with the request; send ``Authorization: Bearer <key>``."""
+
+    status = 401
+
+
+class SignatureError(BrineryError):
+    """The webhook is not signed with this secret, or too old; answer 401 and do nothing that it says."""
 
     status = 401
 

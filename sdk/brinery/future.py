@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -19,17 +18,17 @@ from brinery.errors import (
     error_from_json,
 )
 from brinery.payload import decode
-from brinery.spec import MAX_WAIT_SECONDS, TaskStatus
+from brinery.spec import MAX_WAIT_SECONDS, TaskStatus, check_task_id
+from brinery.waits import WAIT_PATIENCE_SECONDS, deadline, shared_waits
 
 if TYPE_CHECKING:
     import httpx
 
-    from brinery.client import Client, Request
+    from brinery.client import Client
+    from brinery.routes import Request
 
 SUBMIT_PATIENCE_SECONDS: Final = 10.0
 """How long a submission, or one look at a task, is repeated while the gateway is away."""
-WAIT_PATIENCE_SECONDS: Final = 600.0
-"""How long the gateway may be away, without a break, before whoever waits gives up."""
 
 EARLY_PAUSE_SECONDS: Final = 0.1
 
@@ -41,13 +40,18 @@ class Future:
         task_id: ``tsk_…``.
         client: None for the one that the environment and the profile name.
         pickled: Whether a pickled result may be opened; that runs code of whoever made it.
+
+    Raises:
+        InvalidRequestError: `task_id` is no task's id.
+
+    ``final_record`` is the task's record once it is known here to be final; until then None.
     """
 
     def __init__(self, task_id: str, *, client: Client | None = None, pickled: bool = False) -> None:
-        self.id = task_id
-        self._client = chosen_client(client, task_id)
+        self.id = check_task_id(task_id)
+        self.client = chosen_client(client, task_id)
+        self.final_record: dict[str, Any] | None = None
         self._pickled = pickled
-        self._final: dict[str, Any] | None = None
 
     @classmethod
     def from_id(cls, task_id: str, *, client: Client | None = None, pickled: bool = False) -> Future:
@@ -73,27 +77,35 @@ class Future:
             TaskCancelledError: The task was cancelled.
             TaskExpiredError: No worker took it in time.
             UnavailableError: The gateway has been away for ten minutes.
+            TypeError: `timeout` is no number.
         """
         wait = _Wait(self.id, timeout)
         with wait.bounded():
-            while (record := self._final) is None:
+            while (record := self.final_record) is None:
                 time.sleep(wait.pause_seconds())
-                self._note(self._client.send_patiently(wait.poll, wait.patience_seconds()).json())
+                self.note(self.client.send_patiently(wait.poll, wait.patience_seconds()).json())
             reply = None
             if not _inline(record):
-                reply = self._client.send_patiently(self._result_request, wait.patience_seconds())
+                reply = self.client.send_patiently(self._result_request, wait.patience_seconds())
         return _outcome(record, reply, pickled=self._pickled)
 
     async def aget(self, timeout: float | None = None) -> Any:
-        """Do what `get` does, on the running event loop; ``await future`` is ``await future.aget()``."""
+        """Do what `get` does, on the running event loop; ``await future`` is ``await future.aget()``.
+
+        Thousands of futures may be awaited at once: they share a few connections.
+        """
         wait = _Wait(self.id, timeout)
         with wait.bounded():
-            while (record := self._final) is None:
+            while (record := self.final_record) is None:
                 await asyncio.sleep(wait.pause_seconds())
-                self._note((await self._client.asend_patiently(wait.poll, wait.patience_seconds())).json())
+                seen = await shared_waits(self.client).look(
+                    self.id, wait.poll, seconds=wait.remaining_seconds(), patience_seconds=wait.patience_seconds()
+                )
+                if seen is not None:
+                    self.note(seen)
             reply = None
             if not _inline(record):
-                reply = await self._client.asend_patiently(self._result_request, wait.patience_seconds())
+                reply = await self.client.asend_patiently(self._result_request, wait.patience_seconds())
         return _outcome(record, reply, pickled=self._pickled)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -108,7 +120,7 @@ class Future:
         try:
             self.get(timeout)
         except BrineryError as error:
-            if self._final is None:
+            if self.final_record is None:
                 raise
             return error
         return None
@@ -125,10 +137,10 @@ class Future:
 
     def record(self) -> dict[str, Any]:
         """Return the task's record as it stands: ``{"id", "status", "attempt", "created_at", "error", …}``."""
-        if self._final is not None:
-            return self._final
-        record = self._client.send_patiently(self._task_request, SUBMIT_PATIENCE_SECONDS).json()
-        self._note(record)
+        if self.final_record is not None:
+            return self.final_record
+        record = self.client.send_patiently(self._task_request, SUBMIT_PATIENCE_SECONDS).json()
+        self.note(record)
         return dict(record)
 
     def cancel(self) -> bool:
@@ -137,23 +149,30 @@ class Future:
         Returns:
             Whether it is cancelled now; False when it was final before, or is still being stopped.
         """
-        record = self._client.cancel(self.id)
-        self._note(record)
+        record = self.client.cancel(self.id)
+        self.note(record)
+        return TaskStatus(record["status"]) is TaskStatus.CANCELLED
+
+    async def acancel(self) -> bool:
+        """Do what `cancel` does, on the running event loop."""
+        record = await self.client.acancel(self.id)
+        self.note(record)
         return TaskStatus(record["status"]) is TaskStatus.CANCELLED
 
     def _task_request(self) -> Request:
-        from brinery.client import task_request
+        from brinery.routes import task_request
 
         return task_request(self.id)
 
     def _result_request(self) -> Request:
-        from brinery.client import result_request
+        from brinery.routes import result_request
 
         return result_request(self.id)
 
-    def _note(self, record: dict[str, Any]) -> None:
+    def note(self, record: dict[str, Any]) -> None:
+        """Take in the task's record, however it came; a final one answers everything that is asked from then on."""
         if TaskStatus(record["status"]).final:
-            self._final = record
+            self.final_record = record
 
 
 class _Wait:
@@ -161,23 +180,26 @@ class _Wait:
 
     def __init__(self, task_id: str, timeout: float | None) -> None:
         self._task_id = task_id
-        self._until = math.inf if timeout is None else time.monotonic() + timeout
+        self._until = deadline(timeout)
         self._text = f"{task_id} is not finished after {timeout} s; it goes on, and can be waited for again"
         self._last_look: float | None = None
         self._ends_with_deadline = False
 
-    def _remaining_seconds(self) -> float:
+    def remaining_seconds(self) -> float:
+        """Return how long it may still last."""
         return max(0.0, self._until - time.monotonic())
 
     def patience_seconds(self) -> float:
-        remaining_seconds = self._remaining_seconds()
+        """Return for how long the platform may be away."""
+        remaining_seconds = self.remaining_seconds()
         self._ends_with_deadline = remaining_seconds <= WAIT_PATIENCE_SECONDS
         return min(remaining_seconds, WAIT_PATIENCE_SECONDS)
 
     def poll(self) -> Request:
-        from brinery.client import task_request
+        """Return the long-poll that is sent next."""
+        from brinery.routes import task_request
 
-        return task_request(self._task_id, wait_seconds=min(self._remaining_seconds(), MAX_WAIT_SECONDS))
+        return task_request(self._task_id, wait_seconds=min(self.remaining_seconds(), MAX_WAIT_SECONDS))
 
     def pause_seconds(self) -> float:
         """Return how long to wait before the next look: a gateway that is about to stop answers long-polls at once.
@@ -217,7 +239,8 @@ def _outcome(record: dict[str, Any], reply: httpx.Response | None, *, pickled: b
                 return record["result"]
             return decode(reply.content, record.get("result_type"), pickled=pickled)
         case TaskStatus.CANCELLED:
-            raise TaskCancelledError(f"{task_id} was cancelled.", task_id=task_id)
+            why = (record.get("error") or {}).get("message")
+            raise TaskCancelledError(f"{task_id}: {why}" if why else f"{task_id} was cancelled.", task_id=task_id)
         case TaskStatus.EXPIRED:
             raise TaskExpiredError(
                 f"{task_id} expired before a worker could take it; raise max_workers or expires_in_seconds.",

@@ -6,29 +6,12 @@ import dataclasses
 import inspect
 import json
 from collections import deque
-from collections.abc import Mapping
 from datetime import date, time
 from enum import Enum
 from typing import Any
 
 from brinery.errors import BrineryError, InvalidRequestError
 from brinery.spec import CONTENT_JSON, CONTENT_PICKLE
-
-
-def check_choices(given: Mapping[str, Any], known: type, what: str) -> None:
-    """Refuse a keyword that the TypedDict `known` does not have.
-
-    Raises:
-        InvalidRequestError: Naming the keyword, and the one that was probably meant.
-    """
-    names = known.__annotations__
-    for name in given:
-        if name not in names:
-            from difflib import get_close_matches
-
-            near = get_close_matches(name, names, n=1)
-            cure = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(names))}."
-            raise InvalidRequestError(f"{what} has no setting {name!r}; {cure}", field=name)
 
 
 def bind(

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, TypeVar, cast
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
 from brinery.errors import InvalidRequestError
 
 T = TypeVar("T")
+
+_TASK_ID: Final = re.compile(r"tsk_[A-Za-z0-9_-]{1,60}")
+_STATUS_SLIP: Final = re.compile(r"(HTTP|http)_?[0-9]*")
+"""What is meant as a status, such as ``HTTP503``; as a class's name it would never match."""
 
 # ---------------------------------------------------------------------------------------------- wire constants
 CONTENT_JSON: Final = "application/json"
@@ -32,6 +38,13 @@ HEADER_ATTEMPT: Final = "X-Brinery-Attempt"
 HEADER_TIMEOUT_SECONDS: Final = "X-Brinery-Timeout-Seconds"
 HEADER_IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 HEADER_PRIORITY: Final = "X-Brinery-Priority"
+HEADER_MAX_ATTEMPTS: Final = "X-Brinery-Max-Attempts"
+HEADER_EXPIRES_IN_SECONDS: Final = "X-Brinery-Expires-In-Seconds"
+HEADER_RESULT_TTL_SECONDS: Final = "X-Brinery-Result-Ttl-Seconds"
+HEADER_RETRY_FOR: Final = "X-Brinery-Retry-For"
+"""Comma-separated, as `check_retry_for` takes its entries."""
+HEADER_WEBHOOK: Final = "X-Brinery-Webhook"
+"""A URL, or a `Webhook` as JSON in ASCII."""
 
 WORKER_PORT: Final = 5005
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
@@ -41,7 +54,11 @@ INLINE_BYTES: Final = 64 * 1024
 MAX_HELD_REQUESTS: Final = 1_000
 MAX_WAIT_SECONDS: Final = 60.0
 """The longest that one ``GET /v1/tasks/{id}?wait_seconds=`` may wait."""
+MAX_LIFETIME_SECONDS: Final = 10 * 365 * 86_400.0
+"""The longest that a task may wait, or its result be kept."""
 LEASE_SECONDS: Final = 10.0
+MAX_RETRY_FOR: Final = 20
+MAX_RETRY_FOR_CHARS: Final = 200
 
 BUNDLE_FORMAT: Final = 1
 BUNDLE_MANIFEST: Final = "manifest.json"
@@ -131,6 +148,34 @@ class BundleManifest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Webhook:
+    """Where the end of a task is told; see ``docs/architecture/webhooks.md``.
+
+    Args:
+        url: ``http://`` or ``https://``, without a user in it.
+        username: For basic authentication; empty sends none.
+        password: For basic authentication; never shown again.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads a plain class attribute
+
+    url: Annotated[str, MaxLen(2000)]
+    username: Annotated[str, MaxLen(200)] = ""
+    password: Annotated[str, MaxLen(500)] = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        check_webhook_url(self.url)
+        if self.password and not self.username:
+            raise InvalidRequestError("webhook: a password needs a username; both are sent together, or neither.")
+        if ":" in self.username:
+            raise InvalidRequestError("webhook: basic authentication has no way to send a user name with a colon.")
+
+    def shown(self) -> dict[str, str]:
+        """Return it as it may be shown, without the password."""
+        return {"url": self.url, "username": self.username}
+
+
+@dataclass(frozen=True, kw_only=True)
 class EndpointSpec:
     """How a bundle is served: all that a user can choose about an endpoint, with its default.
 
@@ -148,6 +193,9 @@ class EndpointSpec:
         startup_timeout_seconds: Limit from a worker's start to its readiness.
         drain_seconds: How long a stopping worker may finish its requests.
         max_attempts: Attempts that a task gets before it has failed.
+        retry_for: Which errors of the function are tried again, see `check_retry_for`; the platform's always are.
+        priority_age_seconds: After how long at the head of its queue a task is moved up by one priority.
+        webhook: Where the end of each task is told.
         max_queued: Tasks that may be open at once; above it, 429.
         expires_in_seconds: How long a task may wait for a worker.
         result_ttl_seconds: How long a finished task's result is kept.
@@ -155,7 +203,7 @@ class EndpointSpec:
         metadata: Free for the user.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads a plain class attribute
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012 - pydantic reads it as it is
 
     name: Name
     bundle_id: str
@@ -170,9 +218,12 @@ class EndpointSpec:
     startup_timeout_seconds: Annotated[float, Gt(0), Le(86_400)] = 600.0
     drain_seconds: Annotated[float, Ge(0), Le(3600)] = 30.0
     max_attempts: Annotated[int, Ge(1), Le(100)] = 3
+    retry_for: list[str] = field(default_factory=list)
+    priority_age_seconds: Annotated[float, Gt(0)] = 60.0
+    webhook: Webhook | None = None
     max_queued: Annotated[int, Ge(1)] = 100_000
-    expires_in_seconds: Annotated[float, Gt(0)] = 86_400.0
-    result_ttl_seconds: Annotated[float, Gt(0)] = 86_400.0
+    expires_in_seconds: Annotated[float, Gt(0), Le(MAX_LIFETIME_SECONDS)] = 86_400.0
+    result_ttl_seconds: Annotated[float, Gt(0), Le(MAX_LIFETIME_SECONDS)] = 86_400.0
     env: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -183,6 +234,13 @@ class EndpointSpec:
                 f"max_workers ({self.max_workers}) is below min_workers ({self.min_workers}); raise the one or "
                 "lower the other."
             )
+        check_retry_for(self.retry_for)
+        if isinstance(self.webhook, dict):  # from a store's JSON, checked when it came
+            object.__setattr__(self, "webhook", Webhook(**self.webhook))
+
+    def shown(self) -> dict[str, Any]:
+        """Return it as JSON data that may be shown, without the webhook's password."""
+        return {**to_json(self), "webhook": self.webhook.shown() if self.webhook else None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,24 +252,36 @@ class TaskOptions:
         max_attempts: Attempts before the task has failed.
         timeout_seconds: Limit of one attempt.
         expires_in_seconds: How long it may wait for a worker.
+        result_ttl_seconds: How long its result is kept.
+        retry_for: Which errors of the function are tried again, see `check_retry_for`.
+        webhook: Where its end is told.
         idempotency_key: A second submission with the same key returns the first one's task.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads a plain class attribute
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012 - pydantic reads it as it is
 
     priority: Annotated[int, Ge(0), Le(9)] = 4
     max_attempts: Annotated[int, Ge(1), Le(100)] | None = None
     timeout_seconds: Annotated[float, Gt(0), Le(86_400)] | None = None
-    expires_in_seconds: Annotated[float, Gt(0)] | None = None
+    expires_in_seconds: Annotated[float, Gt(0), Le(MAX_LIFETIME_SECONDS)] | None = None
+    result_ttl_seconds: Annotated[float, Gt(0), Le(MAX_LIFETIME_SECONDS)] | None = None
+    retry_for: list[str] | None = None
+    webhook: Webhook | None = None
     idempotency_key: Annotated[str, MinLen(1), MaxLen(200)] | None = None
+
+    def __post_init__(self) -> None:
+        check_retry_for(self.retry_for or [])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One task as it stands; the record in Redis is the truth (see ``docs/architecture/tasks.md``).
 
-    Times are seconds since the epoch, UTC. ``input`` and ``result`` are the bytes that travelled, or None when they
-    lie in the object store under ``input_object`` / ``result_object``.
+    Times are seconds since the epoch, UTC, by the clock of Redis. The phases of the last attempt are ``queued_at``,
+    ``started_at`` (claimed), ``sent_at``, ``answered_at``, ``stored_at`` and ``finished_at``. ``input`` and ``result``
+    are the bytes that travelled, or None when they lie in the object store under ``input_object`` /
+    ``result_object``. ``error`` is the inner object of the wire's form: type, message, context. ``alone``: the next
+    attempt is to have a worker for itself. ``webhook`` is a `Webhook` as JSON and holds its password: never show it.
     """
 
     id: str
@@ -228,7 +298,16 @@ class Task:
     not_before: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
+    queued_at: float | None = None
+    sent_at: float | None = None
+    answered_at: float | None = None
+    stored_at: float | None = None
     incarnation: str | None = None
+    alone: bool = False
+    retry_for: list[str] = field(default_factory=list)
+    priority_age_seconds: float = EndpointSpec.priority_age_seconds
+    webhook: dict[str, Any] | None = field(default=None, repr=False)
+    webhook_state: dict[str, Any] | None = None
     input_type: str = CONTENT_JSON
     input: bytes | None = None
     input_object: str | None = None
@@ -264,6 +343,63 @@ def check_name(name: str, what: str) -> None:
         )
 
 
+def check_task_id(task_id: Any) -> str:
+    """Return a task's id.
+
+    Raises:
+        InvalidRequestError: It is none, of whatever type it is.
+    """
+    if not isinstance(task_id, str) or not _TASK_ID.fullmatch(task_id):
+        raise InvalidRequestError(
+            f"{task_id!r} is no task id: that is tsk_ and up to 60 letters, digits, '_' and '-'.", field="task_id"
+        )
+    return task_id
+
+
+def check_retry_for(entries: list[str]) -> None:
+    """Refuse an entry that could never match.
+
+    An entry is ``HTTP 503``, the worker's status; ``ValueError``, the last part of the name of the exception's class or
+    of one of its bases; or ``requests.exceptions.Timeout``, the whole name of one of them.
+
+    Raises:
+        InvalidRequestError: With the rule in its text.
+    """
+    if len(entries) > MAX_RETRY_FOR:
+        raise InvalidRequestError(f"retry_for: {len(entries)} entries are too many; at most {MAX_RETRY_FOR} are taken.")
+    for entry in entries:
+        status = entry.removeprefix("HTTP ")
+        by_status = status != entry and re.fullmatch("[45][0-9][0-9]", status)
+        by_name = len(entry) <= MAX_RETRY_FOR_CHARS and all(part.isidentifier() for part in entry.split("."))
+        by_name = by_name and not _STATUS_SLIP.fullmatch(entry)
+        if not by_status and not by_name:
+            raise InvalidRequestError(
+                f"retry_for: {entry[:MAX_RETRY_FOR_CHARS]!r} is neither an exception's name, such as 'ValueError' or "
+                "'requests.exceptions.Timeout', nor a status of an error, such as 'HTTP 503'.",
+                field="retry_for",
+            )
+
+
+def check_webhook_url(url: str) -> None:
+    """Refuse an address that no webhook can be sent to.
+
+    Raises:
+        InvalidRequestError: With the rule in its text.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    written = url.isprintable() and " " not in url
+    if parts.scheme not in {"http", "https"} or not host or port == 0 or "@" in parts.netloc or not written:
+        raise InvalidRequestError(
+            "webhook: give an http:// or https:// URL without blanks and without a user in it (username and password "
+            "have fields of their own), such as https://example.org/hook.",
+            field="webhook",
+        )
+
+
 def to_json(value: Any) -> dict[str, Any]:
     """Return a description as plain JSON data, every field present."""
     return dataclasses.asdict(value)
@@ -285,6 +421,7 @@ def from_json(cls: type[T], data: Any, *, what: str) -> T:
     """
     from pydantic import ValidationError
 
+    _refuse_grouped_digits(cls, data, what)
     try:
         checked: T = _adapter(cast(Any, cls)).validate_python(data)
     except ValidationError as error:
@@ -292,6 +429,16 @@ def from_json(cls: type[T], data: Any, *, what: str) -> T:
         path = ".".join(str(part) for part in first["loc"])
         raise InvalidRequestError(f"{what}: {path + ': ' if path else ''}{first['msg']}", field=path) from None
     return checked
+
+
+def _refuse_grouped_digits(cls: type[Any], data: Any, what: str) -> None:
+    """Refuse ``1_0`` for a number: pydantic, as Python, would read it as 10."""
+    for each in dataclasses.fields(cls) if isinstance(data, dict) else ():
+        value, kind = data.get(each.name), str(each.type).removeprefix("Annotated[")
+        if isinstance(value, str) and "_" in value and kind.startswith(("int", "float")):
+            raise InvalidRequestError(
+                f"{what}: {each.name}: {value!r} is no number; write its digits without '_'.", field=each.name
+            )
 
 
 @functools.cache

@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from brinery.client import server_sent_events
 from brinery.errors import WorkerError, error_from_json
 from brinery.spec import CONTENT_EVENTS
+from brinery.sse import server_sent_events
 
 if TYPE_CHECKING:
-    from brinery.client import Client, Request
+    from brinery.client import Client
+    from brinery.routes import Request
 
 
 def stream(client: Client, request: Request) -> Iterator[Any]:

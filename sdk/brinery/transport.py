@@ -16,6 +16,8 @@ from brinery.errors import BrineryError, UnavailableError, UpstreamTimeoutError,
 
 KEEPALIVE_SECONDS: Final = 4.0
 """Below the 5 s after which servers commonly close an idle connection, so that no POST races that close."""
+ASYNC_CONNECTIONS: Final = 200
+"""How many connections one event loop may have open."""
 
 
 def transport(url: str) -> httpx.HTTPTransport:
@@ -25,7 +27,7 @@ def transport(url: str) -> httpx.HTTPTransport:
 
 def async_transport(url: str) -> httpx.AsyncHTTPTransport:
     """Return pooled connections for one event loop."""
-    return httpx.AsyncHTTPTransport(**_arguments(url, max_connections=200))
+    return httpx.AsyncHTTPTransport(**_arguments(url, max_connections=ASYNC_CONNECTIONS))
 
 
 def retry_arguments(patience_seconds: float) -> dict[str, Any]:
@@ -110,6 +112,6 @@ def checked(response: httpx.Response) -> httpx.Response:
     if type(error) is BrineryError and response.status_code in {502, 503, 504}:
         # A proxy in front of the gateway speaks for it while it restarts.
         error = UnavailableError(f"The gateway is away (HTTP {response.status_code}); try again shortly.")
-    if "retry-after" in response.headers:
-        error.context.setdefault("retry_after_seconds", response.headers["retry-after"])
+    if (pause := response.headers.get("retry-after", "")).isdecimal():  # a proxy may send a date instead
+        error.context.setdefault("retry_after_seconds", int(pause))
     raise error

@@ -6,6 +6,7 @@ import subprocess
 
 import httpx
 import pytest
+
 from stack import BRINERY, wait_until
 
 

@@ -4,6 +4,7 @@ import threading
 
 import httpx
 import psutil
+
 from stack import wait_until
 
 VERSIONED = """

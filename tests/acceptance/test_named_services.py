@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stack import KIT, Stack
 
 from servers import S3_KEYS, ValkeyProcess, rclone_s3
+from stack import KIT, Stack
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import contextlib
 
 import psutil
 import pytest
+
 from stack import wait_until
 
 NAPPER = """

@@ -1,4 +1,4 @@
-"""Real servers on loopback for the integration tests: Valkey, two kinds of S3, and forwarders as processes."""
+"""Real servers on loopback for the integration tests: Valkey, PostgreSQL, two kinds of S3, forwarders as processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import redis
 from moto.server import ThreadedMotoServer
 
-from servers import ValkeyProcess, rclone_s3
+from servers import PostgresProcess, ValkeyProcess, rclone_s3, running_postgres
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +47,28 @@ def redis_url(shared_valkey) -> str:
 def redis_client(redis_url) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url) as client:
         yield client
+
+
+# ------------------------------------------------------------------------------------------------------ PostgreSQL
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresProcess]:
+    """A server for the whole session."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresProcess]:
+    """A server that the test may end and start again."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres) -> Iterator[str]:
+    """An empty database of the test's own."""
+    with postgres.database() as url:
+        yield url
 
 
 # ------------------------------------------------------------------------------------------------------------ S3

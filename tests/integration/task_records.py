@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 
+import redis.asyncio
+
 from brinery.spec import Task, TaskStatus, new_id
+from brinery_platform.async_tasks import AsyncTasks
 from brinery_platform.tasks import Tasks
 from brinery_platform.transitions import new_token
 
@@ -73,3 +77,13 @@ def trusts_the_leases(client):
     """Let the sweep judge at once: as if it had swept all the time."""
     client.set("sweep:at", time.time())
     client.delete("sweep:judge_after")
+
+
+def on_asyncio(url, work):
+    """Run ``work(tasks)`` on a loop of its own."""
+
+    async def main():
+        async with redis.asyncio.Redis.from_url(url) as client:
+            return await work(AsyncTasks(client))
+
+    return asyncio.run(main())

@@ -9,7 +9,7 @@ import orjson
 import pytest
 import redis
 from celery.result import AsyncResult
-from task_records import ENDPOINT, new_task, until_final
+from task_records import ENDPOINT, messages, new_task, until_final
 from worker_stub import worker_stub, write_route
 
 from brinery.errors import RemoteError
@@ -63,9 +63,7 @@ def trusts_the_leases(client):
 
 # -------------------------------------------------------------------------------------------------------- outcomes
 @pytest.mark.usefixtures("forwarder")
-def test_a_task_is_run_and_its_result_is_read_from_the_record_and_by_celery(
-    tasks, stub, redis_url, redis_client, tmp_path
-):
+def test_a_task_is_run_and_its_result_is_read_from_the_record_and_by_celery(tasks, stub, redis_url, tmp_path):
     task = run(tasks, {"echo": {"sum": 3}})
     assert (task.status, task.attempt, task.result_type) == (TaskStatus.SUCCEEDED, 1, "application/json")
     assert json.loads(task.result) == {"sum": 3}
@@ -75,7 +73,6 @@ def test_a_task_is_run_and_its_result_is_read_from_the_record_and_by_celery(
     assert (call["X-Brinery-Timeout-Seconds"], call["Content-Type"]) == ("30", "application/json")
     app = make_app(Settings(redis_url=redis_url, objects_url=f"file://{tmp_path}/objects", home=tmp_path))
     assert AsyncResult(task.id, app=app).get(timeout=10) == {"sum": 3}
-    wait_for(lambda: not redis_client.exists("unacked"))
     app.close()
 
 
@@ -83,8 +80,8 @@ def test_a_task_is_run_and_its_result_is_read_from_the_record_and_by_celery(
 def test_the_user_s_error_ends_the_task_and_is_its_own(tasks, redis_url, tmp_path):
     task = run(tasks, {"raise": "no good"})
     assert (task.status, task.attempt) == (TaskStatus.FAILED, 1)
-    assert task.error["error"]["message"] == "no good"
-    assert task.error["error"]["context"]["exception_type"] == "ValueError"
+    assert task.error["message"] == "no good"
+    assert task.error["context"]["exception_type"] == "ValueError"
     app = make_app(Settings(redis_url=redis_url, objects_url=f"file://{tmp_path}/objects", home=tmp_path))
     with pytest.raises(RemoteError, match="no good"):
         AsyncResult(task.id, app=app).get(timeout=10)
@@ -94,7 +91,7 @@ def test_the_user_s_error_ends_the_task_and_is_its_own(tasks, redis_url, tmp_pat
 @pytest.mark.usefixtures("forwarder")
 def test_large_inputs_and_results_lie_in_the_object_store(tasks, objects):
     task = new_task(input=None)
-    object.__setattr__(task, "input_object", input_object(task.id))
+    object.__setattr__(task, "input_object", input_object(task.id, "0"))
     objects.put(task.input_object, json.dumps({"size": 3_000_000, "padding": "x" * 200_000}).encode())
     task = until_final(tasks, tasks.submit(task).task.id)
     assert task.status is TaskStatus.SUCCEEDED
@@ -105,7 +102,7 @@ def test_large_inputs_and_results_lie_in_the_object_store(tasks, objects):
 @pytest.mark.usefixtures("forwarder")
 def test_a_missing_input_fails_the_task(tasks):
     task = run(tasks, None, input=None, input_object="inputs/nothing")
-    assert task.error["error"]["type"] == "not_found"
+    assert task.error["type"] == "not_found"
 
 
 @pytest.mark.usefixtures("forwarder")
@@ -118,7 +115,7 @@ def test_a_crash_is_tried_again_and_counts(tasks, stub, objects):
 @pytest.mark.usefixtures("forwarder")
 def test_a_task_that_always_crashes_becomes_a_dead_letter(tasks, objects, redis_client):
     task = run(tasks, {"crash": 9}, objects=objects, max_attempts=2)
-    assert (task.status, task.error["error"]["type"]) == (TaskStatus.FAILED, "worker")
+    assert (task.status, task.error["type"]) == (TaskStatus.FAILED, "worker")
     assert redis_client.zrange(f"dead:{ENDPOINT}", 0, -1) == [task.id.encode()]
 
 
@@ -145,7 +142,7 @@ def test_a_worker_that_cannot_be_reached_costs_no_attempt(start_forwarder, redis
 @pytest.mark.usefixtures("forwarder")
 def test_an_attempt_that_is_too_slow_is_stopped_in_its_worker(tasks, stub):
     task = run(tasks, {"sleep": 60}, timeout_seconds=0.3, max_attempts=1)
-    assert (task.status, task.error["error"]["type"]) == (TaskStatus.FAILED, "upstream_timeout")
+    assert (task.status, task.error["type"]) == (TaskStatus.FAILED, "upstream_timeout")
     assert stub.cancels == [f"{task.id}.1"]
 
 
@@ -195,6 +192,7 @@ def test_no_more_tasks_run_than_there_are_slots_and_more_workers_take_more(redis
         write_route(redis_client, ENDPOINT, stub.url, second.url)
         wait_for(lambda: running() == 8)
         assert len(second.calls) == 4
+        assert not redis_client.exists("unacked"), "what is in hand is counted here and noted nowhere else"
         for task_id in ids:
             tasks.cancel(task_id)
         for task_id in ids:
@@ -204,13 +202,40 @@ def test_no_more_tasks_run_than_there_are_slots_and_more_workers_take_more(redis
 def test_while_cold_the_queue_keeps_its_order_of_priority(start_forwarder, redis_client, redis_url, tasks, stub):
     start_forwarder(ENDPOINT, redis_url=redis_url)
     ordinary = [tasks.submit(new_task()).task.id for _ in range(5)]
-    wait_for(lambda: redis_client.hlen("unacked") == 1)
+    wait_for(lambda: any(redis_client.hget(f"task:{task_id}", "holder") for task_id in ordinary))
     urgent = tasks.submit(new_task(priority=9)).task.id
     write_route(redis_client, ENDPOINT, stub.url, concurrency=1)
     for task_id in ordinary:
         until_final(tasks, task_id)
     order = [call["X-Brinery-Task-Id"] for call in stub.calls]
     assert order.index(urgent) <= 2, "behind what was taken before it came, ahead of the rest"
+
+
+@pytest.mark.usefixtures("forwarder")
+def test_a_task_that_needs_a_worker_for_itself_runs_beside_no_other(tasks):
+    before = tasks.submit(new_task({"sleep": 1})).task.id
+    until_running(tasks, before)
+    alone = tasks.submit(new_task({"sleep": 1}, alone=True)).task.id
+    until_running(tasks, alone)
+    after = [tasks.submit(new_task()).task.id for _ in range(3)]
+    first, middle, *last = [until_final(tasks, task_id) for task_id in (before, alone, *after)]
+    assert first.answered_at <= middle.sent_at
+    assert middle.answered_at <= min(task.sent_at for task in last)
+    assert {task.attempt for task in (first, middle, *last)} == {1}
+
+
+@pytest.mark.usefixtures("forwarder")
+def test_a_task_that_waits_for_a_worker_of_its_own_can_be_cancelled_and_leaves_the_worker_to_others(tasks, stub):
+    before = tasks.submit(new_task({"sleep": 60})).task.id
+    until_running(tasks, before)
+    alone = tasks.submit(new_task(alone=True)).task.id
+    until_running(tasks, alone)
+    tasks.cancel(alone)
+    assert until_final(tasks, alone).status is TaskStatus.CANCELLED
+    assert run(tasks, {"echo": 1}).status is TaskStatus.SUCCEEDED
+    assert alone not in [call["X-Brinery-Task-Id"] for call in stub.calls]
+    tasks.cancel(before)
+    until_final(tasks, before)
 
 
 @pytest.mark.usefixtures("forwarder")
@@ -240,6 +265,26 @@ def test_a_killed_forwarder_s_task_runs_again_and_succeeds(
     start_forwarder(ENDPOINT, redis_url=redis_url, running_id="fwd_b")
     task = until_final(tasks, task.id, objects=objects)
     assert (task.status, task.attempt, task.result) == (TaskStatus.SUCCEEDED, 2, b'"done"')
+
+
+def test_a_killed_forwarder_s_messages_that_it_had_not_claimed_come_again(
+    start_forwarder, redis_client, redis_url, tasks, stub, objects
+):
+    write_route(redis_client, ENDPOINT, stub.url, concurrency=1)
+    first = start_forwarder(ENDPOINT, redis_url=redis_url)
+    running = tasks.submit(new_task({"sleep": 2})).task
+    until_running(tasks, running.id)
+    waiting = [tasks.submit(new_task()).task.id for _ in range(3)]
+    wait_for(lambda: len(messages(redis_client)) == 2)  # one is in hand, beyond the only slot
+    first.kill()
+    first.wait()
+    assert tasks.incarnation_died("fwd_a") == 1
+    start_forwarder(ENDPOINT, redis_url=redis_url, running_id="fwd_b")
+    done = [until_final(tasks, task_id, objects=objects) for task_id in (running.id, *waiting)]
+    assert [(task.status, task.attempt) for task in done] == [
+        (TaskStatus.SUCCEEDED, 2),
+        *[(TaskStatus.SUCCEEDED, 1)] * 3,
+    ]
 
 
 def test_a_frozen_forwarder_loses_its_task_and_its_late_answer_changes_nothing(
@@ -289,6 +334,17 @@ def test_sigterm_of_a_cold_forwarder_gives_its_message_back(start_forwarder, red
     assert until_final(tasks, task.id).attempt == 1
 
 
+@pytest.mark.usefixtures("forwarder")
+def test_a_lease_that_ran_out_with_nobody_declared_dead_is_renewed_and_not_given_up(tasks, redis_client):
+    slow = tasks.submit(new_task({"sleep": 2})).task
+    until_running(tasks, slow.id)
+    (mine,) = redis_client.smembers("incarnations")
+    redis_client.delete(b"incarnation:" + mine)  # as after a Redis that stood still
+    assert run(tasks, {"echo": 1}).status is TaskStatus.SUCCEEDED
+    assert until_final(tasks, slow.id).attempt == 1
+    assert redis_client.smembers("incarnations") == {mine}
+
+
 def test_a_forwarder_outlives_its_redis_and_loses_nothing(start_forwarder, own_valkey, stub, objects):
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(redis.Redis.from_url(own_valkey.url))
@@ -323,7 +379,6 @@ def test_messages_that_mean_nothing_are_dropped(tasks, stub, redis_client):
     unknown = tasks.submit(new_task(id="tsk_unknown")).task
     redis_client.delete(f"task:{unknown.id}")
     last = run(tasks, {"echo": 1})
-    wait_for(lambda: not redis_client.exists("unacked"))
     until_final(tasks, task.id)
     runs = [call["X-Brinery-Task-Id"] for call in stub.calls]
     assert runs.count(task.id) == 1
@@ -361,7 +416,7 @@ def test_an_input_that_cannot_be_read_for_a_while_delays_its_task(
     start_forwarder, redis_client, redis_url, tasks, stub, objects, tmp_path
 ):
     task = new_task(input=None, max_attempts=1)
-    object.__setattr__(task, "input_object", input_object(task.id))
+    object.__setattr__(task, "input_object", input_object(task.id, "0"))
     objects.put(task.input_object, b'{"echo": 1}')
     (tmp_path / "objects").rename(tmp_path / "elsewhere")
     (tmp_path / "objects").symlink_to("objects")  # a loop: every use of it fails

@@ -1,4 +1,7 @@
-"""The process runtime with real processes: started, found again after a kill, ended with all that they started."""
+"""The process runtime with real processes: started, found again after a kill, ended with all that they started.
+
+What it promises of workers as every runtime does is tried in ``test_runtimes.py``.
+"""
 
 import contextlib
 import hashlib
@@ -396,7 +399,7 @@ def test_closing_ends_the_runtimes_threads_and_not_its_processes(place):
 
 
 def test_the_settings_choose_the_runtime(tmp_path):
-    assert set(RUNTIMES) == {"process"}
+    assert set(RUNTIMES) == {"docker", "process"}
     settings = read_settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0")
     runtime = make_runtime(settings, Environments(tmp_path, {}))
     try:
@@ -490,16 +493,4 @@ def test_a_worker_is_reachable_at_once_and_sees_none_of_the_platforms_secrets(wo
         assert not lives(seen["sid"])
     finally:
         runtime.stop("wrk_1", grace_seconds=0)
-        runtime.close()
-
-
-def test_a_worker_whose_bundle_is_not_the_expected_one_ends_with_exit_code_3(worker_home):
-    home, environments, bundle, environment_id = worker_home
-    runtime = ProcessRuntime(home, environments, dict(os.environ))
-    try:
-        runtime.start(worker_spec(bundle, environment_id, "0" * 64, id="wrk_2"))
-        assert wait_until(lambda: runtime.poll("wrk_2")) == 3
-        assert list(runtime.logs("wrk_2"))
-    finally:
-        runtime.stop("wrk_2", grace_seconds=0)
         runtime.close()

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import time
 
 from brinery_platform.runtimes import logfiles
 
@@ -38,6 +39,28 @@ def test_a_log_that_a_process_writes_stays_bounded_and_loses_no_line_in_its_tail
     assert log.read_text() == "line 0\nline 1\nline 2\n"  # written from the start, although never reopened
     assert read(log, 5) == ["line 998", "line 999", "line 0", "line 1", "line 2"]
     assert (tmp_path / "one.log.1").stat().st_mode & 0o077 == 0
+
+
+def test_since_a_mark_only_what_was_written_after_it_is_read_through_a_rotation_too(tmp_path):
+    log = tmp_path / "one.log"
+
+    def write(*lines):
+        with log.open("a") as output:
+            output.writelines(f"{line}\n" for line in lines)
+
+    at_first = logfiles.mark(log)
+    write("one", "two")
+    after_two = logfiles.mark(log)
+    assert read(log, 5, since=at_first) == ["one", "two"]
+    assert read(log, 5, since=after_two) == []
+    write("three", "four")
+    assert read(log, 5, since=after_two) == ["three", "four"]
+    assert read(log, 1, since=after_two) == ["four"]
+    time.sleep(0.02)  # the clock of the file system's times is coarser
+    logfiles.rotate(log, max_bytes=5)
+    assert read(log, 5, since=after_two) == []
+    write("five", "six", "seven")  # longer than it was at the mark
+    assert read(log, 5, since=after_two) == ["five", "six", "seven"]
 
 
 def test_a_small_log_is_left_alone(tmp_path):

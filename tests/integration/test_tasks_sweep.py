@@ -8,8 +8,9 @@ from task_records import ME, OTHER, claimed, let_die, messages, new_task, queue,
 from brinery.spec import LEASE_SECONDS, TaskStatus
 from brinery_platform.objects import FolderObjects
 from brinery_platform.records import input_object, result_object
-from brinery_platform.tasks import Tasks
+from brinery_platform.tasks import CANCEL, Tasks
 from brinery_platform.transitions import new_token
+from servers import wait_for
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_poisonous_task_stops_after_its_attempts(tasks):
     claim = claimed(tasks, max_attempts=1)
     tasks.incarnation_died("fwd_a")
     task = tasks.get(claim.task.id)
-    assert (task.status, task.error["error"]["type"]) == (TaskStatus.FAILED, "worker")
+    assert (task.status, task.error["type"]) == (TaskStatus.FAILED, "worker")
 
 
 def test_sweep_expires_what_waited_too_long_with_no_consumer_alive(tasks, objects):
@@ -74,7 +75,7 @@ def test_sweep_expires_what_waited_too_long_with_no_consumer_alive(tasks, object
     running = claimed(tasks, expires_at=time.time() + 0.2)
     assert tasks.sweep(objects).expired == 1
     task = tasks.get(late.id)
-    assert (task.status, task.error["error"]["type"]) == (TaskStatus.EXPIRED, "task_expired")
+    assert (task.status, task.error["type"]) == (TaskStatus.EXPIRED, "task_expired")
     time.sleep(0.3)
     tasks.sweep(objects)
     assert tasks.get(running.task.id).status is TaskStatus.RUNNING, "expiry bounds waiting, not running"
@@ -128,7 +129,7 @@ def test_sweep_forgets_a_task_with_its_objects_when_its_time_is_over(tasks, redi
     task = new_task(idempotency_key="k", result_ttl_seconds=0.0001)
     uploaded = new_task(result_ttl_seconds=0.0001, input=None, input_object="uploads/obj_1")
     object.__setattr__(task, "input", None)
-    object.__setattr__(task, "input_object", input_object(task.id))
+    object.__setattr__(task, "input_object", input_object(task.id, "0"))
     for each in (task, uploaded):
         objects.put(each.input_object, b"in")
         tasks.submit(each)
@@ -144,3 +145,25 @@ def test_sweep_forgets_a_task_with_its_objects_when_its_time_is_over(tasks, redi
     known = {"sequence", "incarnations", "sweep:at", "sweep:judge_after", queue()}
     left = {key.decode() for key in redis_client.scan_iter()} - known
     assert left == {f"incarnation:{ME}", f"incarnation:{OTHER}"}
+
+
+def test_the_sweep_goes_on_over_ids_whose_records_are_gone(tasks, redis_client, objects):
+    ghosts = [submitted(tasks).id for _ in range(3)]
+    for index, ghost in zip(("deadlines", "due", "retention"), ghosts, strict=True):
+        redis_client.delete(f"task:{ghost}")
+        redis_client.zadd(index, {ghost: 1.0})
+    late = submitted(tasks, expires_at=time.time() - 1)
+    tasks.sweep(objects)
+    assert tasks.get(late.id).status is TaskStatus.EXPIRED
+    assert not [key for key in redis_client.keys("task:*") if key.decode().removeprefix("task:") in ghosts]
+    for index in ("deadlines", "due", "retention", "webhooks"):
+        assert not set(ghosts) & {member.decode() for member in redis_client.zrange(index, 0, -1)}
+
+
+def test_a_cancel_under_a_lease_that_ran_out_tells_the_holder_all_the_same(tasks, redis_client):
+    claim = claimed(tasks)
+    let_die(redis_client, ME)
+    with redis_client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        pubsub.subscribe(CANCEL)
+        assert tasks.cancel(claim.task.id) == "cancelled"
+        assert wait_for(lambda: pubsub.get_message(timeout=1))["data"] == claim.task.id.encode()

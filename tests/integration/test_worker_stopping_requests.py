@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import http.client
+import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -136,6 +138,43 @@ def test_a_request_that_cannot_be_stopped_costs_the_process(workers, function):
     assert "req_a" in status["exit"]["reason"]
 
 
+def test_afterwards_each_request_of_an_ended_process_can_ask_whose_fault_it_was(workers):
+    worker = workers.start(sleep, arguments=["--concurrency", "3"])
+    replies = [worker.predict_later(name, seconds=600) for name in ("req_a", "req_b")]
+    worker.wait_busy(2)
+    assert worker.fate("req_a")["fate"] == "running"
+    assert worker.cancel("req_a")["how"] == "killed"
+    for reply in replies:
+        assert isinstance(reply.get(timeout=30), (OSError, http.client.HTTPException))
+    stopped, neighbour = worker.fate("req_a"), worker.fate("req_b")
+    assert (stopped["fate"], neighbour["fate"], neighbour["others"]) == ("stopped", "neighbour", 1)
+    assert "req_a was cancelled" in neighbour["reason"]
+    assert worker.fate("req_none") == {"fate": "unknown", "reason": "", "others": 0}
+
+
+def test_a_crash_is_told_with_its_signal_and_with_how_many_ran_beside(workers):
+    worker = workers.start(sleep, arguments=["--concurrency", "3"])
+    replies = [worker.predict_later(name, seconds=600) for name in ("req_a", "req_b")]
+    worker.wait_busy(2)
+    os.kill(worker.child_pid, signal.SIGKILL)
+    for reply in replies:
+        reply.get(timeout=30)
+    worker.wait_until(lambda: worker.fate("req_a")["fate"] == "crashed", "noticed")
+    for name in ("req_a", "req_b"):
+        assert worker.fate(name)["others"] == 1
+        assert "signal 9 (SIGKILL)" in worker.fate(name)["reason"]
+
+
+def test_a_worker_that_stops_stays_to_tell_whom_it_cut_off(workers):
+    worker = workers.start(sleep, arguments=["--drain-seconds", "0"])
+    reply = worker.predict_later("req_a", seconds=600)
+    worker.wait_busy()
+    worker.process.terminate()
+    assert isinstance(reply.get(timeout=30), (OSError, http.client.HTTPException))
+    assert worker.fate("req_a")["fate"] in {"neighbour", "running"}  # running: its end is not noticed yet
+    assert worker.wait() == 0
+
+
 def test_many_forced_stops_in_a_row_bring_the_worker_back_each_time(workers):
     worker = workers.start(sleep)
     for number in range(3):
@@ -192,6 +231,20 @@ def test_a_request_over_its_own_timeout_that_cannot_be_stopped_costs_the_process
     assert isinstance(reply, (OSError, http.client.HTTPException))
     worker.wait_until(lambda: worker.status["restarts"] == 1, "restarted")
     assert "ran out of time" in worker.wait_state("ready").status["exit"]["reason"]
+    worker.wait_log("request req_later ran out of time and did not end within 1 s; restarting")
+
+
+def test_a_caller_whose_time_is_over_first_is_not_told_to_have_cancelled(workers):
+    worker = workers.start(sleep)
+    worker.predict_later("req_a", timeout_seconds=600, seconds=600)
+    worker.wait_busy()
+    assert worker.cancel("req_a&reason=timeout") == {"cancelled": True, "how": "killed"}
+    worker.wait_log("request req_a ran out of time and did not end within 1 s; restarting")
+    worker.wait_state("ready")
+    worker.predict_later("req_b", timeout_seconds=600, seconds=600)
+    worker.wait_busy()
+    assert worker.cancel("req_b")["how"] == "killed"
+    worker.wait_log("request req_b was cancelled and did not end within 1 s; restarting")
 
 
 def test_a_stream_to_a_client_that_does_not_read_can_be_cancelled(workers):

@@ -137,6 +137,9 @@ class WorkerProcess:
     def cancel(self, request_id):
         return self.request("POST", f"/cancel?request_id={request_id}", port=self.control_port).json
 
+    def fate(self, request_id):
+        return self.request("GET", f"/fate?request_id={request_id}", port=self.control_port).json
+
     @property
     def child_pid(self):
         pid = self.process.pid

@@ -61,6 +61,7 @@ class Child:
         self.ready = False
         self.started_at = time.monotonic()
         self.killed_because: str | None = None
+        self.told_to_end = False
         self._memory_kills = out_of_memory_kills()
         self._received = b""
         self.board, board_fd = Board.create(concurrency)
@@ -112,6 +113,7 @@ class Child:
 
     def end(self) -> None:
         """Ask it to send its last replies, run the user's ``unload`` and end."""
+        self.told_to_end = True
         # Not by SIGTERM: one sent to our whole process group must not cut short the drain.
         self._send({"end": True})
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +41,7 @@ def describe_exit(status: int, *, killed_because: str | None, out_of_memory: boo
     if killed_because is not None:
         return Exit(None, number, killed_because)
     if number == signal.SIGKILL and out_of_memory:
-        return Exit(None, number, "the kernel killed the serving process: out of memory; raise memory_mib or use less")
+        return Exit(None, number, f"killed: out of memory{_at_limit()}; raise memory_mib or use less")
     try:
         name = signal.Signals(number).name
     except ValueError:
@@ -49,30 +51,44 @@ def describe_exit(status: int, *, killed_because: str | None, out_of_memory: boo
 
 def out_of_memory_kills() -> int:
     """Return how many processes the kernel has killed for memory in our cgroup so far; 0 where it does not say."""
+    counts = (_count(text) for text in _read("memory.events", "memory.oom_control"))
+    return next((count for count in counts if count is not None), 0)
+
+
+def _at_limit() -> str:
+    """Return " at 512 MiB", or nothing where the cgroup has no limit of its own."""
+    for text in _read("memory.max", "memory.limit_in_bytes"):
+        # Without a limit it says "max", or in the older cgroups a number that no machine has.
+        if text.strip().isdigit() and int(text) < 2**60:
+            return f" at {int(text) // 2**20} MiB"
+    return ""
+
+
+def _read(name: str, older_name: str) -> Iterator[str]:
+    """Yield the contents of a file of our cgroup's memory controller, wherever it is mounted: none, one or two.
+
+    Args:
+        name: Its name in cgroup v2.
+        older_name: What says the same in cgroup v1.
+    """
     try:
         memberships = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
     except OSError:
-        return 0
+        return
     for membership in memberships:
         _, controllers, path = membership.split(":", 2)
         if controllers == "":
-            files = [_CGROUP_ROOT / path.lstrip("/") / "memory.events", _CGROUP_ROOT / "memory.events"]
+            files = [_CGROUP_ROOT / path.lstrip("/") / name, _CGROUP_ROOT / name]
         elif "memory" in controllers.split(","):
             root = _CGROUP_ROOT / "memory"  # inside a container its own group is mounted as the root
-            files = [root / path.lstrip("/") / "memory.oom_control", root / "memory.oom_control"]
+            files = [root / path.lstrip("/") / older_name, root / older_name]
         else:
             continue
         for file in files:
-            count = _count(file)
-            if count is not None:
-                return count
-    return 0
+            with contextlib.suppress(OSError):
+                yield file.read_text(encoding="ascii")
 
 
-def _count(file: Path) -> int | None:
-    try:
-        lines = file.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
+def _count(text: str) -> int | None:
+    counts = [line.split()[1] for line in text.splitlines() if line.startswith("oom_kill ")]
     return int(counts[0]) if counts else None

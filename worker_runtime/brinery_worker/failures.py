@@ -1,4 +1,4 @@
-"""An exception of the user's code as the error that its caller gets: type, bases, message, its own traceback."""
+"""An exception of the user's code as the error that its caller gets: its classes, message and own traceback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from brinery.errors import RemoteError
 
@@ -21,15 +21,21 @@ def remote_error(error: BaseException) -> RemoteError:
         error: What user code raised, with its traceback.
 
     Returns:
-        The error to answer with; its traceback begins at the user's code.
+        The error to answer with; its traceback begins at the user's code. ``exception_classes`` of its context are
+        the qualified names of the class and its bases, nearest first; ``http_status`` is there when the exception
+        carries one, as those of requests, httpx, aiohttp and urllib do.
     """
     kind = type(error)
-    return RemoteError(
-        _shorten(_text(error)),
-        exception_type=kind.__name__,
-        exception_bases=[base.__name__ for base in kind.__mro__[1:-1]],
-        traceback=_shorten(_traceback(error)),
-    )
+    context: dict[str, Any] = {
+        "exception_type": kind.__name__,
+        "exception_bases": [base.__name__ for base in kind.__mro__[1:-1]],
+        "exception_classes": [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__[:-1]],
+        "traceback": _shorten(_traceback(error)),
+    }
+    status = _http_status(error)
+    if status is not None:
+        context["http_status"] = status
+    return RemoteError(_shorten(_text(error)), **context)
 
 
 def report(what: str, error: RemoteError) -> None:
@@ -61,6 +67,19 @@ def _text(error: BaseException) -> str:
         return str(error)
     except Exception:  # noqa: BLE001 - a broken __str__ of the user's must not hide the failure
         return f"<{type(error).__name__} whose text cannot be made>"
+
+
+def _http_status(error: BaseException) -> int | None:
+    """Return the status of the HTTP reply that an exception is about, or None."""
+    try:
+        found = getattr(getattr(error, "response", None), "status_code", None)  # requests, httpx
+        if found is None and isinstance(error, OSError):
+            found = getattr(error, "code", None)  # urllib
+        if found is None:
+            found = getattr(error, "status", None)  # aiohttp
+    except Exception:  # noqa: BLE001 - attributes of the user's exceptions may be code that raises anything
+        return None
+    return found if type(found) is int and 100 <= found <= 599 else None
 
 
 def _shorten(text: str) -> str:

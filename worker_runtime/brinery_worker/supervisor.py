@@ -16,10 +16,11 @@ import time
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
-from brinery_worker.board import MAX_REQUEST_ID_BYTES
+from brinery_worker.board import MAX_REQUEST_ID_BYTES, Occupied
 from brinery_worker.child import Child
 from brinery_worker.control import Exchange, HttpPort, error_body
 from brinery_worker.exits import Exit
+from brinery_worker.fates import Fate, Fates
 from brinery_worker.lineage import adopt_orphans, end_children
 
 EXIT_STOPPED: Final = 0
@@ -29,6 +30,8 @@ STOP_GRACE_SECONDS: Final = 1.0
 STUCK_SECONDS: Final = 5.0
 END_SECONDS: Final = 8.0
 """What a drained serving process gets for its last replies and the user's ``unload`` before it is killed."""
+LINGER_SECONDS: Final = 0.5
+"""How long a stopped worker stays to tell the callers of requests that it cut off whose fault that was."""
 MAX_LOAD_CRASHES: Final = 3
 QUICK_CRASH_SECONDS: Final = 30.0
 MAX_BACKOFF_SECONDS: Final = 30.0
@@ -55,7 +58,8 @@ class Options(NamedTuple):
 class Stop:
     """A request that is being stopped, and who waits to hear of it."""
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, request_id: bytes, description: str) -> None:
+        self.request_id = request_id
         self.description = description
         self.kill_at = time.monotonic() + STOP_GRACE_SECONDS
         self.exchanges: list[Exchange] = []
@@ -83,6 +87,7 @@ class Supervisor:
         self._stand_in = HttpPort(self._selector, serving, self._answer_serving)
         self._child: Child | None = None
         self._stops: dict[tuple[int, int], Stop] = {}
+        self._fates = Fates()
         self._restarts = -1
         self._restart_at: float | None = time.monotonic()
         self._quick_crashes = 0
@@ -93,6 +98,7 @@ class Supervisor:
         self._stopping = False
         self._end_at: float | None = None
         self._kill_at: float | None = None
+        self._leave_at: float | None = None
         self._exit_code: int | None = None
 
     def run(self) -> int:
@@ -135,12 +141,14 @@ class Supervisor:
     def _wait_seconds(self) -> float:
         if self._stops or self._end_at is not None:
             return _SHORT_TICK_SECONDS
-        timers = [at for at in (self._restart_at, self._kill_at) if at is not None]
+        timers = [at for at in (self._restart_at, self._kill_at, self._leave_at) if at is not None]
         return max(0.0, min([_TICK_SECONDS, *(at - time.monotonic() for at in timers)]))
 
     def _tick(self, now: float) -> None:
         self._control.expire(now)
         self._stand_in.expire(now)
+        if self._leave_at is not None and now >= self._leave_at:
+            self._exit_code = EXIT_STOPPED
         if self._restart_at is not None and now >= self._restart_at:
             self._start_child()
         if self._child is None:
@@ -160,7 +168,7 @@ class Supervisor:
                 del self._stops[key]
                 stop.answer("exception")
             elif now >= stop.kill_at and self._child.killed_because is None:
-                _say(f"request {stop.description} did not end within {STOP_GRACE_SECONDS:g} s; restarting")
+                _say(f"request {stop.description} and did not end within {STOP_GRACE_SECONDS:g} s; restarting")
                 self._child.kill(f"ended by us: request {stop.description} and did not stop when asked")
 
     # ------------------------------------------------------------------------------------------- the serving process
@@ -209,17 +217,24 @@ class Supervisor:
         with contextlib.suppress(KeyError):
             self._selector.unregister(child.channel)
         self._child = None
+        running = child.board.occupied()
         self._exit = child.ended(status)
+        stopped = {stop.request_id for stop in self._stops.values()}
+        ours = child.killed_because is not None or child.told_to_end
+        self._fates.note(running, self._exit, ours=ours, stopped=stopped)
         for stop in self._stops.values():
             stop.answer("killed")
         self._stops.clear()
         end_children()
         if self._exit_code is not None:
             return
-        if self._stopping:
+        if self._stopping and not running:
             self._exit_code = EXIT_STOPPED
             return
         self._stand_in.open()
+        if self._stopping:
+            self._leave_at = time.monotonic() + LINGER_SECONDS
+            return
         if self._error is None:
             self._plan_restart(child)
 
@@ -270,7 +285,7 @@ class Supervisor:
     def _begin_stop(self, index: int, sequence: int, request_id: bytes, reason: str) -> Stop:
         assert self._child is not None  # noqa: S101 - the request was found on its board
         what = "was cancelled" if reason == "cancelled" else "ran out of time"
-        stop = Stop(f"{request_id.decode(errors='replace')} {what}")
+        stop = Stop(request_id, f"{request_id.decode(errors='replace')} {what}")
         self._stops[index, sequence] = stop
         self._child.stop_request(index, sequence, reason)
         return stop
@@ -303,26 +318,44 @@ class Supervisor:
             )
         elif route == ("POST", "/cancel"):
             self._cancel(exchange)
+        elif route == ("GET", "/fate"):
+            self._tell_fate(exchange)
         elif route == ("POST", "/drain"):
             self._drain()
             exchange.reply(202, {"state": self._state()})
         else:
-            text = "The control port has GET /status, POST /cancel?request_id= and POST /drain."
+            text = (
+                "The control port has GET /status, GET /fate?request_id=, POST /cancel?request_id= (&reason=timeout), "
+                "POST /drain."
+            )
             exchange.reply(404, error_body("not_found", text))
 
+    def _tell_fate(self, exchange: Exchange) -> None:
+        wanted = _request_id(exchange)
+        if self._find(wanted) is None:
+            exchange.reply(200, self._fates.find(wanted))
+        else:
+            exchange.reply(200, Fate("running")._asdict())
+
+    def _find(self, request_id: bytes) -> Occupied | None:
+        """Return the request of that name if it runs, or ran in a process whose end is not noticed yet."""
+        running = self._child.board.occupied() if self._child is not None else []
+        return next((found for found in running if found.request_id == request_id), None)
+
     def _cancel(self, exchange: Exchange) -> None:
-        wanted = parse_qs(exchange.query).get("request_id", [""])[0].encode()[:MAX_REQUEST_ID_BYTES]
+        wanted = _request_id(exchange)
         if not wanted:
             exchange.reply(422, error_body("invalid_request", "Name the request: POST /cancel?request_id=…"))
             return
-        running = self._child.board.occupied() if self._child is not None else []
-        request = next((found for found in running if found.request_id == wanted), None)
+        request = self._find(wanted)
         if request is None:
             exchange.reply(200, {"cancelled": False, "how": "gone"})
             return
         stop = self._stops.get((request.slot, request.sequence))
         if stop is None:
-            stop = self._begin_stop(request.slot, request.sequence, wanted, "cancelled")
+            # A caller that counts the time as we do may ask a moment before we would have noticed it ourselves.
+            late = "timeout" in parse_qs(exchange.query).get("reason", []) or time.monotonic() >= request.deadline
+            stop = self._begin_stop(request.slot, request.sequence, wanted, "timeout" if late else "cancelled")
         exchange.hold(STOP_GRACE_SECONDS + END_SECONDS)
         stop.exchanges.append(exchange)
 
@@ -340,6 +373,10 @@ class Supervisor:
         else:
             text = "The worker is still loading its bundle; wait until GET /readyz answers 200."
             exchange.reply(503, error_body("unavailable", text))
+
+
+def _request_id(exchange: Exchange) -> bytes:
+    return parse_qs(exchange.query).get("request_id", [""])[0].encode()[:MAX_REQUEST_ID_BYTES]
 
 
 def _say(text: str) -> None:

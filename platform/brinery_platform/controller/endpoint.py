@@ -171,9 +171,8 @@ class Endpoint:
             code = self.services.runtime.poll(worker_id)
             if code is not None:
                 last = " ".join(list(self.services.runtime.logs(worker_id, tail=3)))
-                self._lost(
-                    worker_id, f"Worker {worker_id} ended with exit code {code}. {last}".strip(), now, fatal=code == 3
-                )
+                why = self.services.runtime.why(worker_id)
+                self._lost(worker_id, f"Worker {worker_id} ended: {why}. {last}".strip(), now, fatal=code == 3)
             elif health.state == "failed":
                 self._lost(worker_id, _failure_text(health.error), now, fatal=True)
             elif worker.ready and not health.serves:

@@ -123,9 +123,11 @@ class Controller:
         self._sweep()
         rows = self._services.store.endpoints()
         loads = self._loads([row.id for row in rows])
+        registered = {running_id for running_id, _host in self._tasks.forwarders()}
         for row in rows:
             endpoint = self._endpoints.get(row.id) or self._new(row.id)
             self._endpoints[row.id] = endpoint
+            endpoint.forwarder.hear(registered)
             try:
                 self._step(endpoint, row, loads[row.id])
             except RedisError:
@@ -206,9 +208,9 @@ class Controller:
                     load.in_flight += seen["in_flight"]
                     load.waiting += seen["waiting"]
                     load.last_at = max(load.last_at, seen["last_at"])
-        for endpoint_id, load in loads.items():
-            backlog = self._tasks.backlog(endpoint_id)
-            load.open, load.queued = backlog.open, backlog.queued
+        for endpoint_id, backlog in self._tasks.backlogs().items():
+            if endpoint_id in loads:
+                loads[endpoint_id].open, loads[endpoint_id].queued = backlog.open, backlog.queued
         return loads
 
     def _listen(self) -> None:

@@ -25,6 +25,7 @@ from brinery.errors import BrineryError, UnavailableError
 from brinery.spec import new_id
 from brinery_platform.broker import PREDICT, queue_name
 from brinery_platform.forwarder.incarnation import Incarnation
+from brinery_platform.forwarder.reports import WorkerLogs
 from brinery_platform.forwarder.slots import MAX_SLOTS, Slots
 from brinery_platform.forwarder.work import RETRY_SECONDS, ForwarderWork
 from brinery_platform.logs import configure_logging
@@ -36,6 +37,8 @@ from brinery_platform.tasks import CANCEL, Tasks, redis_errors
 log = structlog.get_logger()
 
 PULSE_SECONDS: Final = 1.0
+HEARTBEAT_SECONDS: Final = 10.0
+"""How often Celery's events say that this forwarder lives; for Flower and ``celery events``, nothing of ours."""
 
 
 class Forwarder:
@@ -65,6 +68,7 @@ class Forwarder:
             client=self._client,
             incarnation=self._incarnation,
             slots=self._slots,
+            logs=WorkerLogs(lambda: services.runtime, services.settings.home),
             stopping=self._stopping,
         )
         self.app: Celery = services.celery
@@ -92,7 +96,7 @@ class Forwarder:
             loglevel="WARNING",
             without_gossip=True,
             without_mingle=True,
-            without_heartbeat=True,
+            heartbeat_interval=HEARTBEAT_SECONDS,
             quiet=True,
         )
         try:
@@ -111,9 +115,10 @@ class Forwarder:
     def on_connected(self, consumer: Any) -> None:
         """Take as many messages from now on as there are slots; called on Celery's thread at each (re)connection."""
         self._consumer = consumer
-        consumer.initial_prefetch_count = self._slots.size
-        consumer.qos.value = self._slots.size
-        consumer.qos.set(self._slots.size)
+        prefetch = self._slots.prefetch
+        consumer.initial_prefetch_count = prefetch
+        consumer.qos.value = prefetch
+        consumer.qos.set(prefetch)
 
     def _register_patiently(self) -> None:
         while True:
@@ -166,7 +171,7 @@ class Forwarder:
         self.work.calls.forget(self._slots.workers)
         if self._consumer is not None and self._consumer.qos is not None:
             qos = self._consumer.qos
-            change = self._slots.size - qos.value
+            change = self._slots.prefetch - qos.value
             if change > 0:
                 qos.increment_eventually(change)
             elif change < 0:
@@ -204,6 +209,7 @@ def _register(app: Celery, forwarder: Forwarder) -> None:
     class Predict(app.Task):  # type: ignore[misc]  # Celery ships no types
         name = PREDICT
         ignore_result = False
+        resultrepr_maxsize = 0  # Celery's events show results; they are the users' and are not sent around
         throws = (BrineryError,)
 
         def run(self) -> Any:

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final
 
 from brinery_platform.routes import EndpointRoute, WorkerRoute
 
 MAX_SLOTS: Final = 64
 """Tasks that one forwarder runs at once; its pool has as many threads."""
+BROKEN_SECONDS: Final = 2.0
+"""How long a request whose connection broke counts as company of those whose connection breaks with it."""
+
+
+class Ticket:
+    """The wish of one task to have a worker for itself; keeps that worker's slots from filling up again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """Room for one task in a worker.
+
+    Args:
+        worker: Which one.
+        size: How many of its slots are taken.
+        whole: Whether these are all of them.
+    """
+
+    worker: WorkerRoute
+    size: int
+    whole: bool
 
 
 class Slots:
@@ -24,6 +47,8 @@ class Slots:
         self._concurrency = 1
         self._in_flight: dict[str, int] = {}
         self._rests_until: dict[str, float] = {}
+        self._reserved: dict[str, Ticket] = {}
+        self._broken_until: dict[str, float] = {}
         self.last_at = 0.0
         """When a slot was last taken or given back, seconds since the epoch; 0 for never."""
 
@@ -32,9 +57,9 @@ class Slots:
         with self._changed:
             self._workers = {worker.id: worker for worker in route.workers} if route else {}
             self._concurrency = route.spec.concurrency if route else 1
-            self._rests_until = {
-                worker: until for worker, until in self._rests_until.items() if worker in self._workers
-            }
+            for known in (self._rests_until, self._broken_until, self._reserved):
+                for worker_id in known.keys() - self._workers.keys():
+                    del known[worker_id]
             self._changed.notify_all()
 
     @property
@@ -42,6 +67,16 @@ class Slots:
         """How many tasks the ready workers can run at once, at least 1 and at most `MAX_SLOTS`."""
         with self._changed:
             return max(1, min(MAX_SLOTS, self._concurrency * len(self._workers)))
+
+    @property
+    def prefetch(self) -> int:
+        """How many messages to take at once: the slots, and some for while a result is stored and a slot is free.
+
+        One only while there is no worker, and few beyond the slots, so that priorities are kept in the queue.
+        """
+        if not self._workers:
+            return 1
+        return min(MAX_SLOTS, self.size + 1 + self.size // 8)
 
     @property
     def in_flight(self) -> int:
@@ -55,56 +90,134 @@ class Slots:
         with self._changed:
             return frozenset(worker.url for worker in self._workers.values())
 
-    def acquire(self, timeout_seconds: float) -> WorkerRoute | None:
+    def acquire(self, timeout_seconds: float, ticket: Ticket | None = None) -> Slot | None:
         """Wait for a free slot and take it; give it back with `release`.
 
         Args:
             timeout_seconds: How long to wait; 0 does not.
+            ticket: Take all slots of one worker. Nobody else gets a slot of the worker that empties for it, until it
+                is taken or the ticket is given to `abandon`.
 
         Returns:
-            The slot's worker, or None when the time is over.
+            The slot, or None when the time is over.
         """
         deadline = time.monotonic() + timeout_seconds
         with self._changed:
             while True:
                 now = time.monotonic()
-                worker = self._pick(now)
+                worker = self._pick(now) if ticket is None else self._pick_empty(now, ticket)
                 if worker is not None:
-                    self._in_flight[worker.id] = self._in_flight.get(worker.id, 0) + 1
+                    size = 1 if ticket is None else self._concurrency
+                    slot = Slot(worker, size, size == self._concurrency)
+                    self._count(slot, 1)
                     self.last_at = time.time()
-                    return worker
-                wakes = min([deadline, *(until for until in self._rests_until.values() if until > now)])
-                if now >= deadline:
+                    return slot
+                if not self._wait(now, deadline):
                     return None
-                self._changed.wait(wakes - now)
 
-    def release(self, worker: WorkerRoute, *, rest_seconds: float = 0.0) -> None:
+    def exchange(
+        self, slot: Slot, timeout_seconds: float, *, rest_seconds: float, unless: Callable[[], bool]
+    ) -> Slot | None:
+        """Change a slot whose worker would not take the task for one of another worker, or keep it until the rest ends.
+
+        The slot stays taken all the time: were it free for a moment, a second task would be claimed for it.
+
+        Args:
+            slot: What `acquire` returned.
+            timeout_seconds: How long to wait.
+            rest_seconds: How long the worker is not to be tried again, because it was busy or could not be reached.
+            unless: Whether to stop waiting; asked again after each `wake`.
+
+        Returns:
+            The slot to go on with, instead of `slot`; None when the time is over or `unless` says so, and `slot` is
+            still to be given back.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        with self._changed:
+            self._rests_until[slot.worker.id] = time.monotonic() + rest_seconds
+            while not unless():
+                now = time.monotonic()
+                self._count(slot, -1)
+                worker = self._pick(now, slot)
+                found = slot if worker is None else replace(slot, worker=worker)
+                self._count(found, 1)
+                if worker is not None:
+                    return found
+                if not self._wait(now, deadline):
+                    return None
+            return None
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Give up waiting for a worker of one's own; nothing happens when the ticket has got one."""
+        with self._changed:
+            for worker_id in [found for found, holder in self._reserved.items() if holder is ticket]:
+                del self._reserved[worker_id]
+            self._changed.notify_all()
+
+    def release(self, slot: Slot, *, broken: bool = False) -> None:
         """Give a slot back.
 
         Args:
-            worker: What `acquire` returned.
-            rest_seconds: How long the worker is not to be tried again, because it was busy or could not be reached.
+            slot: What `acquire` or `exchange` returned.
+            broken: Whether the worker ended the connection without an answer.
         """
         with self._changed:
             self.last_at = time.time()
-            left = self._in_flight.get(worker.id, 1) - 1
-            if left > 0:
-                self._in_flight[worker.id] = left
-            else:
-                self._in_flight.pop(worker.id, None)
-            if rest_seconds > 0:
-                self._rests_until[worker.id] = time.monotonic() + rest_seconds
+            self._count(slot, -1)
+            if broken:
+                self._broken_until[slot.worker.id] = time.monotonic() + BROKEN_SECONDS
             self._changed.notify_all()
 
+    def company(self, slot: Slot) -> int:
+        """Return how many other tasks of ours run in a slot's worker, or broke off there just now (as one)."""
+        with self._changed:
+            running = max(0, self._in_flight.get(slot.worker.id, 0) - slot.size)
+            return running + (self._broken_until.get(slot.worker.id, 0.0) > time.monotonic())
+
     def wake(self) -> None:
-        """Let every waiter look again; for the end of the process."""
+        """Let every waiter look again: at the end of the process, or when a task is cancelled."""
         with self._changed:
             self._changed.notify_all()
 
-    def _pick(self, now: float) -> WorkerRoute | None:
+    def _count(self, slot: Slot, sign: int) -> None:
+        left = self._in_flight.get(slot.worker.id, 0) + sign * slot.size
+        if left > 0:
+            self._in_flight[slot.worker.id] = left
+        else:
+            self._in_flight.pop(slot.worker.id, None)
+
+    def _wait(self, now: float, deadline: float) -> bool:
+        """Wait until something has changed or a rest is over; False when the time is over."""
+        if now >= deadline:
+            return False
+        self._changed.wait(min([deadline, *(until for until in self._rests_until.values() if until > now)]) - now)
+        return True
+
+    def _pick(self, now: float, instead_of: Slot | None = None) -> WorkerRoute | None:
+        """Return a worker with room; `instead_of` has a claim on its own one, although that is emptied for a ticket."""
+        size, own = (instead_of.size, instead_of.worker.id) if instead_of else (1, None)
         free = [
             worker
             for worker in self._workers.values()
-            if self._in_flight.get(worker.id, 0) < self._concurrency and self._rests_until.get(worker.id, 0.0) <= now
+            if self._in_flight.get(worker.id, 0) + size <= self._concurrency
+            and self._rests_until.get(worker.id, 0.0) <= now
+            and (worker.id not in self._reserved or worker.id == own)
         ]
         return min(free, key=lambda worker: self._in_flight.get(worker.id, 0), default=None)
+
+    def _pick_empty(self, now: float, ticket: Ticket) -> WorkerRoute | None:
+        """Return a worker that runs nothing of ours, or have one emptied for the next time."""
+        mine = [
+            worker
+            for worker in self._workers.values()
+            if self._reserved.get(worker.id, ticket) is ticket and self._rests_until.get(worker.id, 0.0) <= now
+        ]
+        best = min(mine, key=lambda worker: self._in_flight.get(worker.id, 0), default=None)
+        for worker_id in [found for found, holder in self._reserved.items() if holder is ticket]:
+            del self._reserved[worker_id]
+        if best is None:
+            return None
+        if not self._in_flight.get(best.id):
+            return best
+        self._reserved[best.id] = ticket
+        return None

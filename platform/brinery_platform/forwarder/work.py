@@ -6,17 +6,14 @@ A task is claimed only when a worker's slot is free, so that waiting for a cold 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from http import HTTPStatus
-from typing import Any, BinaryIO, Final, TypeVar, cast
+from typing import Any, BinaryIO, Final, TypeVar
 
-import orjson
 import redis
 import structlog
 
@@ -28,37 +25,27 @@ from brinery.errors import (
     UpstreamTimeoutError,
     WorkerBusyError,
     WorkerError,
-    error_from_json,
 )
-from brinery.spec import (
-    CONTENT_JSON,
-    HEADER_ATTEMPT,
-    HEADER_REQUEST_ID,
-    HEADER_TASK_ID,
-    HEADER_TIMEOUT_SECONDS,
-    INLINE_BYTES,
-    TaskStatus,
-)
+from brinery_platform.forwarder.answers import read_answer
+from brinery_platform.forwarder.blame import judge
 from brinery_platform.forwarder.incarnation import Incarnation
-from brinery_platform.forwarder.outcomes import Settled, bounded, cancelled, failed
-from brinery_platform.forwarder.slots import Slots
-from brinery_platform.forwarder.worker_calls import (
-    MAX_ERROR_BYTES,
-    Attempt,
-    NotSentError,
-    Reply,
-    WorkerCalls,
-)
+from brinery_platform.forwarder.outcomes import Again, AttemptClock, Settled, cancelled, failed
+from brinery_platform.forwarder.payloads import InputStream, request_of
+from brinery_platform.forwarder.reports import WorkerLogs, attempt_report
+from brinery_platform.forwarder.slots import MAX_SLOTS, Slot, Slots, Ticket
+from brinery_platform.forwarder.worker_calls import Attempt, BrokenError, NotSentError, WorkerCalls
 from brinery_platform.objects import Objects
-from brinery_platform.records import result_object
 from brinery_platform.routes import DEMAND, WorkerRoute
+from brinery_platform.runtimes.base import LogMark
 from brinery_platform.tasks import Tasks, redis_errors
-from brinery_platform.transitions import Claim, new_token
+from brinery_platform.transitions import Charge, Claim, new_token
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
 
+QUIET_SECONDS: Final = 0.5
+"""How long a message waits for one of the workers before it is noted that it is held; see `LOST_AFTER_SECONDS`."""
 DEMAND_SECONDS: Final = 1.0
 """How often a task that waits for a worker says so."""
 BUSY_SECONDS: Final = 2.0
@@ -69,18 +56,24 @@ UNREACHABLE_DELAY_SECONDS: Final = 0.5
 CANCEL_GRACE_SECONDS: Final = 5.0
 """How long a worker may take to stop a cancelled request before its connection is cut."""
 RETRY_SECONDS: Final = 0.2
-SPOOL_BYTES: Final = 8 * 1024 * 1024
+MAX_PAUSE_SECONDS: Final = 30.0
+"""Between two tries to write an outcome that fails with an error which nobody foresaw."""
 
 
 @dataclass
 class _Running:
-    """A task in this process, from before its claim to its end."""
+    """A task in this process, from its message to its end."""
 
     task_id: str
     cancelled: bool = False
+    slot: Slot | None = None
     worker: WorkerRoute | None = None
     attempt: Attempt | None = None
+    log_mark: LogMark | None = None
     claim: Claim | None = None
+    clock: AttemptClock | None = None
+    sent_at: float | None = None
+    answered_at: float | None = None
     done: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -99,6 +92,7 @@ class ForwarderWork:
         client: Redis, for signals.
         incarnation: Registered already.
         slots: Kept up to date by the process.
+        logs: Where the last words of workers are read.
         stopping: Set when the process is to end.
     """
 
@@ -111,6 +105,7 @@ class ForwarderWork:
         client: redis.Redis,
         incarnation: Incarnation,
         slots: Slots,
+        logs: WorkerLogs,
         stopping: threading.Event,
     ) -> None:
         self._endpoint_id = endpoint_id
@@ -119,10 +114,11 @@ class ForwarderWork:
         self._client = client
         self._incarnation = incarnation
         self._slots = slots
+        self._logs = logs
         self._stopping = stopping
         self.calls = WorkerCalls()
         self._running: dict[str, _Running] = {}
-        self._cancels = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cancel")
+        self._cancels = ThreadPoolExecutor(max_workers=MAX_SLOTS, thread_name_prefix="cancel")
 
     # ---------------------------------------------------------------------------------------------- one message
     def take(self, task_id: str) -> Settled | None:
@@ -138,198 +134,275 @@ class ForwarderWork:
         if self._running.setdefault(task_id, running) is not running:
             return None  # a second message while the first one is worked on
         try:
-            worker = self._wait_for_slot(task_id)
-            try:
-                running.claim = self._claim(task_id)
-            except BaseException:
-                self._slots.release(worker)
-                raise
-            return self._run(running, running.claim, worker)
+            running.slot = self._wait_for_slot(task_id)
+            claim = self._claim(running)
+            outcome = self._run(running, claim)
+            return outcome if isinstance(outcome, Settled) else self._again(running, claim, outcome)
         except _DropError:
             return None
         except Exception:
             # The outermost place of a message's way: whatever went wrong, the task must not stay `running`.
             log.exception("the forwarder failed", task=task_id)
             if running.claim is None:
-                return None  # its message is lost then, and the sweep publishes it again
+                self._give_back(task_id)
+                return None
             return failed(running.claim, BrineryError("The platform failed here; see the forwarder's log."), dead=True)
         finally:
+            self._let_go(running)
             self._running.pop(task_id, None)
             running.done.set()
 
     def settle(self, settled: Settled) -> None:
-        """Finish the record; its result is stored already. Goes on trying until Redis answers."""
-        outcome = self._patient(
+        """Finish the record; its result is stored already. Goes on trying until it is done."""
+        if settled.clock is not None:
+            settled.values["stored_at"] = settled.clock.now()
+        outcome = self._insist(
             lambda: self._tasks.finish(
                 settled.claim,
                 settled.status,
-                reason=settled.error.wire_type() if settled.error else "answered",
+                reason=settled.reason,
                 dead=settled.dead,
+                report=settled.report,
                 **settled.values,
-            ),
-            until_stopped=False,
+            )
         )
         if outcome != "finished":
             log.warning("attempt had been given up", attempt=settled.claim.request_id, outcome=outcome)
 
-    def _wait_for_slot(self, task_id: str) -> WorkerRoute:
+    def _wait_for_slot(self, task_id: str) -> Slot:
         """Take a worker's slot; while there is none, hold the message and say once a second that one is needed."""
-        worker = self._slots.acquire(0)
-        while worker is None:
+        # With workers there it is a matter of milliseconds mostly: noting that would cost more than the waiting, and
+        # the sweep takes a message for lost only later.
+        slot = self._slots.acquire(QUIET_SECONDS if self._slots.workers else 0)
+        while slot is None:
             mine = self._incarnation.id
             if self._stopping.is_set():
-                with contextlib.suppress(UnavailableError):  # the sweep then finds that the message is lost
-                    self._tasks.release(task_id, mine)
+                self._give_back(task_id)
                 raise _DropError
-            if self._patient(partial(self._tasks.hold, task_id, mine)) != "held":
+            if self._patient(partial(self._tasks.hold, task_id, mine), unless=self._stopping.is_set) != "held":
                 raise _DropError
-            with contextlib.suppress(UnavailableError), redis_errors():
-                self._client.publish(DEMAND, self._endpoint_id)
-            worker = self._slots.acquire(DEMAND_SECONDS)
-        return worker
+            self._demand()
+            slot = self._slots.acquire(DEMAND_SECONDS)
+        return slot
 
-    def _claim(self, task_id: str) -> Claim:
+    def _give_back(self, task_id: str) -> None:
+        """Put a message back that was not used; should that fail, it is lost, and the sweep publishes it again."""
+        with contextlib.suppress(Exception):
+            mine = self._incarnation.id
+            if self._tasks.hold(task_id, mine) == "held":
+                self._tasks.release(task_id, mine)
+
+    def _demand(self) -> None:
+        with contextlib.suppress(UnavailableError), redis_errors():
+            self._client.publish(DEMAND, self._endpoint_id)
+
+    def _claim(self, running: _Running) -> Claim:
         token = new_token()
         while True:
             mine = self._incarnation.id
-            claimed = self._patient(partial(self._tasks.claim, task_id, mine, token))
+            claimed = self._patient(partial(self._tasks.claim, running.task_id, mine, token))
             if claimed.claim is not None:
+                running.claim = claimed.claim
+                running.clock = AttemptClock(claimed.claim.task.started_at or time.time())
                 return claimed.claim
             if claimed.reason != "unregistered":
                 raise _DropError
-            self._patient(partial(self._incarnation.register, instead_of=mine))
+            # Not at once under a new name: after Redis stood still the lease is over, but nobody was declared dead.
+            self._patient(self._incarnation.renew, unless=self._stopping.is_set)
 
-    def _run(self, running: _Running, claim: Claim, worker: WorkerRoute) -> Settled | None:
-        """Call workers until one takes the task, for a short while; each was given back when this returns."""
-        give_up_at = time.monotonic() + BUSY_SECONDS
-        while True:
-            rest_seconds = 0.0
-            failure: WorkerError | WorkerBusyError
+    def _run(self, running: _Running, claim: Claim) -> Settled | Again:
+        """Call workers until one takes the task, for a short while.
+
+        The slot is free again when this returns, unless the task was not run: then it is kept until the record says
+        so, or a second one would be `running` for it.
+        """
+        give_up_at: float | None = None
+        failure: WorkerError | WorkerBusyError
+        while not self._is_over(running):
+            if claim.task.alone and running.slot is not None and not running.slot.whole:
+                self._let_go(running)
+                running.slot = self._wait_for_own_worker(running)
+            if running.slot is None:
+                break
+            slot = running.slot
+            give_up_at = give_up_at or time.monotonic() + BUSY_SECONDS
             try:
-                return self._call(running, claim, worker)
+                outcome = self._call(running, claim, slot)
             except WorkerBusyError as error:
                 rest_seconds, failure = BUSY_REST_SECONDS, error
             except NotSentError as error:
                 rest_seconds, failure = UNREACHABLE_REST_SECONDS, error
-            finally:
-                self._slots.release(worker, rest_seconds=rest_seconds)
-            found = None if running.cancelled else self._slots.acquire(give_up_at - time.monotonic())
-            if found is None:
-                return self._again(claim, failure, charged=False, delay_seconds=UNREACHABLE_DELAY_SECONDS)
-            worker = found
+            except BrokenError as error:
+                outcome = self._blamed(running, claim, slot, error)
+                self._let_go(running, broken=True)
+                return outcome
+            else:
+                if isinstance(outcome, Settled) or outcome.charge != "none":
+                    self._let_go(running)
+                return outcome
+            left_seconds = give_up_at - time.monotonic()
+            found = self._slots.exchange(
+                slot, left_seconds, rest_seconds=rest_seconds, unless=partial(self._is_over, running)
+            )
+            if found is None and not self._is_over(running):
+                return Again(error=failure, charge="none", delay_seconds=UNREACHABLE_DELAY_SECONDS)
+            running.slot = found or slot
+        return self._unsent(running, claim)
+
+    def _let_go(self, running: _Running, *, broken: bool = False) -> None:
+        if running.slot is not None:
+            slot, running.slot = running.slot, None
+            self._slots.release(slot, broken=broken)
+
+    def _is_over(self, running: _Running) -> bool:
+        """Whether a task that was not sent to a worker is not to be sent any more."""
+        return running.cancelled or self._stopping.is_set()
+
+    def _unsent(self, running: _Running, claim: Claim) -> Settled | Again:
+        if running.cancelled:
+            return self._noted(running, cancelled(claim))
+        return Again(error=UnavailableError("The forwarder stops."), charge="none", delay_seconds=0.0)
+
+    def _wait_for_own_worker(self, running: _Running) -> Slot | None:
+        """Take all slots of a worker; None when the task was cancelled or this process is to end."""
+        ticket = Ticket()
+        try:
+            while not running.cancelled and not self._stopping.is_set():
+                slot = self._slots.acquire(DEMAND_SECONDS, ticket)
+                if slot is not None:
+                    return slot
+                self._demand()
+            return None
+        finally:
+            self._slots.abandon(ticket)
 
     # ------------------------------------------------------------------------------------------------ one attempt
-    def _call(self, running: _Running, claim: Claim, worker: WorkerRoute) -> Settled | None:
-        task = claim.task
-        attempt = Attempt(claim.request_id, task.timeout_seconds)
-        with running.lock:
-            if running.cancelled:
-                return cancelled(claim)
-            running.worker, running.attempt = worker, attempt
+    def _call(self, running: _Running, claim: Claim, slot: Slot) -> Settled | Again:
+        def patient(call: Callable[[], T]) -> T:
+            return self._patient(call, unless=partial(self._is_over, running))
+
         try:
-            with self._input(claim) as (body, headers), self.calls.predict(worker, body, headers, attempt) as reply:
-                settled = self._read(claim, reply)
-            # A success counts although somebody wanted to stop it; an error is how a stopped request ends.
-            return cancelled(claim) if running.cancelled and settled.error is not None else settled
-        except (WorkerBusyError, NotSentError):
+            # The input first: waiting for the store is no time of the function's.
+            with request_of(claim, self._objects, patient) as (body, headers):
+                outcome = self._ask(running, claim, slot.worker, body, headers)
+        except _DropError:
+            return self._unsent(running, claim)
+        except (WorkerBusyError, NotSentError, BrokenError):
             if running.cancelled:
-                return cancelled(claim)
+                return self._noted(running, cancelled(claim))
             raise
         except (UpstreamTimeoutError, WorkerError) as error:
-            if running.cancelled:
-                return cancelled(claim)
             if isinstance(error, UpstreamTimeoutError):
-                self.calls.cancel(worker, claim.request_id)
-            return self._again(claim, error, charged=True, delay_seconds=None)
+                self.calls.cancel(slot.worker, claim.request_id, timed_out=True)
+            outcome = Again(error=error)
         except UnavailableError as error:  # the input could not be read to its end, so nothing was run
-            return self._again(claim, error, charged=False, delay_seconds=UNREACHABLE_DELAY_SECONDS)
+            outcome = Again(error=error, charge="none", delay_seconds=UNREACHABLE_DELAY_SECONDS)
         except (NotFoundError, PayloadTooLargeError) as error:
-            return failed(claim, error)
+            outcome = failed(claim, error)
+        # A success counts although somebody wanted to stop it; an error is how a stopped request ends.
+        if running.cancelled and outcome.error is not None:
+            outcome = cancelled(claim)
+        return self._noted(running, outcome) if isinstance(outcome, Settled) else outcome
 
-    @contextlib.contextmanager
-    def _input(self, claim: Claim) -> Iterator[tuple[bytes | BinaryIO, dict[str, str]]]:
-        task = claim.task
-        headers = {
-            "Content-Type": task.input_type,
-            HEADER_REQUEST_ID: claim.request_id,
-            HEADER_TASK_ID: task.id,
-            HEADER_ATTEMPT: str(task.attempt),
-            HEADER_TIMEOUT_SECONDS: f"{task.timeout_seconds:g}",
-        }
-        if task.input_object is None:
-            yield task.input or b"", headers
-            return
-        key = task.input_object
-        headers["Content-Length"] = str(self._patient(lambda: self._objects.size(key)))
-        with contextlib.ExitStack() as stack:
-            stream = self._patient(lambda: stack.enter_context(self._objects.open(key)))
-            yield stream, headers
+    def _ask(
+        self, running: _Running, claim: Claim, worker: WorkerRoute, body: bytes | BinaryIO, headers: dict[str, str]
+    ) -> Settled | Again:
+        assert running.clock is not None  # noqa: S101 - set by the claim
+        attempt = Attempt(claim.request_id, claim.task.timeout_seconds)
+        with running.lock:
+            if running.cancelled:
+                raise _DropError
+            running.worker, running.attempt = worker, attempt
+        running.log_mark = self._logs.mark(worker.id)
+        running.sent_at = running.clock.now()
+        data = body if isinstance(body, bytes) else InputStream(body, attempt)
+        with self.calls.predict(worker, data, headers, attempt) as reply:
+            running.answered_at = running.clock.now()
+            return read_answer(claim, reply, self._objects, self._patient)
 
-    def _read(self, claim: Claim, reply: Reply) -> Settled:
-        if reply.status == HTTPStatus.OK:
-            return self._store(claim, reply)
-        body = reply.read_up_to(MAX_ERROR_BYTES)
-        if reply.status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
-            raise WorkerBusyError
-        if reply.status in {HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}:
-            raise WorkerError(f"The worker answered with status {reply.status}; see its logs.")
-        try:
-            decoded = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            decoded = None
-        return failed(claim, bounded(error_from_json(decoded, status=reply.status)))
+    def _blamed(self, running: _Running, claim: Claim, slot: Slot, error: BrokenError) -> Settled | Again:
+        """Find out why the connection broke, and whose fault it was."""
+        fate = self.calls.fate(slot.worker, claim.request_id)
+        if fate.fate == "running":
+            self.calls.cancel(slot.worker, claim.request_id)  # nobody would hear its answer
+        if running.cancelled:
+            return self._noted(running, cancelled(claim))
+        error.context["worker_id"] = slot.worker.id
+        return judge(fate, error, alone=slot.whole, company=self._slots.company(slot))
 
-    def _store(self, claim: Claim, reply: Reply) -> Settled:
-        """Keep a result: small ones travel in the record, large ones lie in the object store when this returns."""
-        first = reply.read_up_to(INLINE_BYTES + 1)
-        values: dict[str, Any] = {"result_type": reply.content_type or CONTENT_JSON}
-        answer: Any = {"type": values["result_type"]}
-        if len(first) <= INLINE_BYTES:
-            values["result"] = first
-            if values["result_type"].startswith(CONTENT_JSON):
-                with contextlib.suppress(orjson.JSONDecodeError):  # what is no JSON after all is only in the record
-                    answer = orjson.loads(first)
-            return Settled(claim=claim, status=TaskStatus.SUCCEEDED, values=values, answer=answer)
-        key = result_object(claim.task.id, claim.task.attempt)
-        # Kept here first: the worker's answer cannot be asked for again if the store is away.
-        with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
-            spool.write(first)
-            while data := reply.read(SPOOL_BYTES):
-                spool.write(data)
+    def _noted(self, running: _Running, settled: Settled) -> Settled:
+        """Add what is known of the attempt: its times and, unless it succeeded, a report."""
+        settled.clock = running.clock
+        times = {"sent_at": running.sent_at, "answered_at": running.answered_at}
+        settled.values.update({name: at for name, at in times.items() if at is not None})
+        if settled.error is not None:
+            settled.report = self._report(running, settled.claim, settled.error, settled.reason, "full")
+        return settled
 
-            def put() -> int:
-                spool.seek(0)
-                return self._objects.put(key, cast("BinaryIO", spool))
+    def _report(
+        self, running: _Running, claim: Claim, error: BrineryError, reason: str, charge: Charge
+    ) -> dict[str, Any]:
+        worker_id = running.worker.id if running.worker else None
+        return attempt_report(
+            claim,
+            charge=charge,
+            reason=reason,
+            worker_id=worker_id,
+            error=error,
+            ended_at=running.clock.now() if running.clock else time.time(),
+            log_tail=self._logs.tail(worker_id, running.log_mark) if worker_id and running.log_mark else "",
+        )
 
-            size = self._patient(put, until_stopped=False)
-        values["result_object"] = key
-        answer |= {"object": key, "size_bytes": size}
-        return Settled(claim=claim, status=TaskStatus.SUCCEEDED, values=values, answer=answer)
-
-    def _again(
-        self, claim: Claim, error: BrineryError, *, charged: bool, delay_seconds: float | None
-    ) -> Settled | None:
+    def _again(self, running: _Running, claim: Claim, again: Again) -> Settled | None:
         """Queue the task again, or fail it when this was its last attempt."""
-        if charged and claim.task.attempt >= claim.task.max_attempts:
-            return failed(claim, error, dead=True)
-        self._patient(
+        if again.charge == "full" and claim.task.attempt >= claim.task.max_attempts:
+            return self._noted(running, failed(claim, again.error, reason=again.reason, dead=True))
+        report = None  # what never began was no attempt
+        if again.charge != "none":
+            report = self._report(running, claim, again.error, again.reason, again.charge)
+        self._insist(
             lambda: self._tasks.requeue(
-                claim, reason=error.wire_type(), charged=charged, error=error, delay_seconds=delay_seconds
-            ),
-            until_stopped=False,
+                claim,
+                reason=again.reason,
+                charge=again.charge,
+                error=again.error,
+                delay_seconds=again.delay_seconds,
+                report=report,
+                alone=again.alone,
+            )
         )
         return None
 
-    def _patient(self, call: Callable[[], T], *, until_stopped: bool = True) -> T:
-        """Repeat `call` until Redis or the object store answers; each is safe to repeat."""
+    def _patient(self, call: Callable[[], T], *, unless: Callable[[], bool] | None = None) -> T:
+        """Repeat `call` until Redis or the object store answers; each is safe to repeat.
+
+        Raises:
+            _DropError: It did not answer, and `unless` says not to go on.
+        """
         while True:
             try:
                 return call()
             except UnavailableError as error:
-                if until_stopped and self._stopping.is_set():
+                if unless is not None and unless():
                     raise _DropError from error
                 log.warning("waiting", reason=error.message)
                 time.sleep(RETRY_SECONDS)
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """Repeat the writing of an outcome whatever it raises: nobody else knows it.
+
+        Once the process is to end, an error that is no lack of an answer is raised.
+        """
+        pause = RETRY_SECONDS
+        while True:
+            try:
+                return self._patient(call)
+            except Exception:
+                if self._stopping.is_set():
+                    raise
+                log.exception("an outcome cannot be written", again_in_seconds=pause)
+                self._stopping.wait(pause)
+                pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
     # --------------------------------------------------------------------------------------- from other threads
     def cancel(self, task_id: str) -> None:
@@ -357,12 +430,14 @@ class ForwarderWork:
     def close(self) -> None:
         """Let go of threads and connections."""
         self._cancels.shutdown()
+        self._logs.close()
         self.calls.forget(frozenset())
 
     def _stop_slot(self, running: _Running) -> None:
         with running.lock:
             running.cancelled = True
             worker, attempt = running.worker, running.attempt
+        self._slots.wake()
         if worker is None or attempt is None:
             return  # its thread looks before it calls
         give_up_at = time.monotonic() + CANCEL_GRACE_SECONDS

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import math
 import select
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO, Final
+from typing import Final, Protocol
 from urllib.parse import quote, urlsplit
 
+import orjson
+
 from brinery.errors import PayloadTooLargeError, UpstreamTimeoutError, WorkerError
+from brinery_platform.forwarder.blame import Fate
 from brinery_platform.routes import WorkerRoute
 
 CONNECT_SECONDS: Final = 3.0
@@ -24,10 +28,24 @@ MAX_RESULT_BYTES: Final = 256 * 1024 * 1024
 MAX_ERROR_BYTES: Final = 1024 * 1024
 IDLE_CONNECTIONS: Final = 64
 CHUNK_BYTES: Final = 256 * 1024
+FATE_SECONDS: Final = 1.0
+"""How long a supervisor may take to notice that its process has ended."""
+FATE_LOOK_SECONDS: Final = 0.05
+
+
+class Readable(Protocol):
+    """What a request's body is read from."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to `size` bytes; empty at the end."""
 
 
 class NotSentError(WorkerError):
     """The worker could not be reached; nothing was sent, so this was not an attempt."""
+
+
+class BrokenError(WorkerError):
+    """The worker ended its connection without an answer; whether and why its process ended is to be asked."""
 
 
 class Attempt:
@@ -54,6 +72,16 @@ class Attempt:
     def late(self) -> bool:
         """Whether its deadline has passed."""
         return time.monotonic() >= self.deadline
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop its clock while its own thread waits for somebody else than the worker."""
+        left = self.deadline - time.monotonic()
+        self.deadline = math.inf
+        try:
+            yield
+        finally:
+            self.deadline = time.monotonic() + left
 
     def abort(self) -> None:
         """Make its thread fail at once, wherever it waits."""
@@ -127,7 +155,7 @@ class WorkerCalls:
 
     @contextlib.contextmanager
     def predict(
-        self, worker: WorkerRoute, body: bytes | BinaryIO, headers: Mapping[str, str], attempt: Attempt
+        self, worker: WorkerRoute, body: bytes | Readable, headers: Mapping[str, str], attempt: Attempt
     ) -> Iterator[Reply]:
         """POST a task's input to a worker; the answer's body is read inside the ``with``.
 
@@ -139,7 +167,7 @@ class WorkerCalls:
 
         Raises:
             NotSentError: It could not be reached.
-            WorkerError: It died, or answered no HTTP; whether the function ran is not known.
+            BrokenError: It died, or answered no HTTP; whether the function ran is not known.
             UpstreamTimeoutError: The deadline passed; the slot may still work and is to be cancelled.
         """
         connection = self._connect(worker, attempt)
@@ -162,17 +190,30 @@ class WorkerCalls:
         for connection in (connection for connections in gone for connection in connections):
             connection.close()
 
-    def cancel(self, worker: WorkerRoute, request_id: str) -> bool:
-        """Ask a worker's supervisor to stop one request; False when it cannot be reached."""
-        parts = urlsplit(worker.control_url)
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=CONTROL_SECONDS)
-        try:
-            connection.request("POST", f"/cancel?request_id={quote(request_id, safe='')}", body=b"")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+    def cancel(self, worker: WorkerRoute, request_id: str, *, timed_out: bool = False) -> bool:
+        """Ask a worker's supervisor to stop one request; False when it cannot be reached.
+
+        Args:
+            worker: Where it runs.
+            request_id: Its name.
+            timed_out: Whether its time is over, so that the worker's log does not say that somebody cancelled it.
+        """
+        return _control(worker, "POST", "/cancel", request_id, "&reason=timeout" if timed_out else "") is not None
+
+    def fate(self, worker: WorkerRoute, request_id: str) -> Fate:
+        """Ask a worker's supervisor what became of a request whose connection broke; takes up to `FATE_SECONDS`."""
+        give_up_at = time.monotonic() + FATE_SECONDS
+        while True:
+            said = _control(worker, "GET", "/fate", request_id)
+            if said is None:
+                return Fate(fate="gone")
+            try:
+                fate = Fate(**orjson.loads(said))
+            except (orjson.JSONDecodeError, TypeError):
+                return Fate(fate="unknown")
+            if fate.fate != "running" or time.monotonic() >= give_up_at:
+                return fate
+            time.sleep(FATE_LOOK_SECONDS)  # the connection ends a moment before the supervisor hears of it
 
     def _connect(self, worker: WorkerRoute, attempt: Attempt) -> http.client.HTTPConnection:
         """Return an open connection: an idle one that the worker has not closed meanwhile, or a new one."""
@@ -218,14 +259,14 @@ def call_errors(attempt: Attempt) -> Iterator[None]:
                 "The function did not answer within its timeout; raise timeout_seconds or make it faster.",
                 request_id=attempt.request_id,
             ) from error
-        raise WorkerError(
+        raise BrokenError(
             f"The worker ended its connection ({type(error).__name__}) before it had answered; see its logs.",
             request_id=attempt.request_id,
         ) from error
 
 
 def _send(
-    connection: http.client.HTTPConnection, body: bytes | BinaryIO, headers: Mapping[str, str], attempt: Attempt
+    connection: http.client.HTTPConnection, body: bytes | Readable, headers: Mapping[str, str], attempt: Attempt
 ) -> Reply:
     connected = connection.sock
     with call_errors(attempt):
@@ -235,6 +276,20 @@ def _send(
             connection.request("POST", "/predict", body=body, headers=dict(headers))
         connected.settimeout(attempt.left_seconds)
         return Reply(connection.getresponse(), connected, attempt)
+
+
+def _control(worker: WorkerRoute, method: str, path: str, request_id: str, more: str = "") -> bytes | None:
+    """Ask a worker's supervisor about one request; None when there is no answer."""
+    parts = urlsplit(worker.control_url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=CONTROL_SECONDS)
+    try:
+        connection.request(method, f"{path}?request_id={quote(request_id, safe='')}{more}", body=b"")
+        answer = connection.getresponse()
+        return answer.read() if answer.status == http.HTTPStatus.OK else None
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
 
 
 def _is_open(connection: http.client.HTTPConnection) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -93,11 +94,18 @@ def main() -> int:
     except BrineryError as error:
         print(error.message, file=sys.stderr)  # noqa: T201 - for a person
         return 1
+    allow_connections()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: None)  # uvicorn raises it once more after the end
     server = Server(create_app(settings), settings)
     server.run(sockets=[listener])
     return 0 if server.started else 1
+
+
+def allow_connections() -> None:
+    """Raise the limit of open files to what the system lets this process have: each waiter holds a connection."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -79,6 +79,7 @@ class KeyTable:
 
         Raises:
             AuthenticationError: No live key is in it.
+            UnavailableError: The keys have not been read yet, so nobody can say.
         """
         scheme, _, value = authorization.partition(b" ")
         scheme = scheme.lower()
@@ -92,6 +93,8 @@ class KeyTable:
         else:
             text = b""
         caller = self._callers.get(hash_key(text.decode("latin-1"))) if text else None
+        if caller is None and self._refreshed_at < 0:
+            raise UnavailableError("The gateway has just started and has not read its keys yet; try again shortly.")
         if caller is None:
             raise AuthenticationError
         return caller

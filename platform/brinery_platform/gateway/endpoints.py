@@ -79,7 +79,7 @@ def list_versions(name: str, caller: AnyCaller, gateway: Parts) -> Response:
             "status": version.status,
             "reason": version.reason,
             "created_at": version.created_at,
-            "spec": version.spec,
+            "spec": spec_of(version).shown(),
         }
         for version in gateway.services.store.versions(endpoint.id)
     ]
@@ -137,7 +137,7 @@ def _shown(endpoint: Endpoint, version: Version, gateway: Gateway) -> dict[str, 
         "reason": endpoint.reason,
         "wanted_version": endpoint.wanted_version,
         "serving_version": endpoint.serving_version,
-        "spec": version.spec,
+        "spec": spec_of(version).shown(),
         "workers": [{"id": worker.id, "in_flight": worker.in_flight} for worker in workers],
         "created_at": endpoint.created_at,
         "updated_at": endpoint.updated_at,

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from brinery.errors import NotFoundError
 from brinery.spec import EndpointStatus
 from brinery_platform.event_log import stream
-from brinery_platform.gateway.follow import EventStream, entries, frame, position
+from brinery_platform.gateway.follow import Entry, EventStream, StreamReader, frame, position
 from brinery_platform.gateway.parts import AnyCaller, Gateway, Parts
 
 LOOK_AGAIN_SECONDS: Final = 5.0
@@ -42,41 +42,64 @@ async def follow_events(
     endpoint = await run_in_threadpool(gateway.services.store.endpoint, caller.owner, name)
     if version is not None:
         await run_in_threadpool(gateway.services.store.version, endpoint.id, version)
-    frames = _events(gateway, endpoint.id, position(last_event_id), follow=follow, version=version)
+    frames = endpoint_events(gateway, endpoint.id, position(last_event_id), follow=follow, version=version)
     return EventStream(frames, gateway.follower())
 
 
-async def _events(
+async def endpoint_events(
     gateway: Gateway, endpoint_id: str, after: str, *, follow: bool, version: int | None
 ) -> AsyncIterator[bytes]:
-    look_at = 0.0
-    batches = entries(gateway.services.aredis, stream(endpoint_id), after, follow=follow, closing=gateway.closing)
-    async for batch in batches:
-        for entry_id, fields in batch:
-            number = int(fields["version"])
-            if number not in {0, version or number}:
-                continue
-            data = {
-                "id": entry_id,
-                "at": float(fields["at"]),
-                "version": number,
-                "kind": fields["kind"],
-                "text": fields["text"],
-            }
-            yield frame(data, event_id=entry_id)
-            if fields["kind"] == "status":
+    """Yield an endpoint's events as frames; ``b""`` when some time has passed.
+
+    Args:
+        gateway: This process's parts.
+        endpoint_id: Whose.
+        after: Id of the last event that is known already.
+        follow: Go on after those that are kept.
+        version: Only of this version, and to the end of its deployment.
+    """
+    look_at, block = 0.0, False
+    reader = StreamReader(gateway.services.aredis, stream(endpoint_id), after)
+    while not gateway.closing.is_set():
+        batch = await reader.read(block=block)
+        for entry in batch:
+            if (shown := _framed(entry, version)) is not None:
+                yield shown
+            if entry[1]["kind"] == "status":
                 look_at = 0.0
+        block = not batch
         if batch:
             continue  # only when everything that is kept was sent is it time for the end
+        if not follow:
+            return
         if version is not None and time.monotonic() >= look_at:
             outcome = await run_in_threadpool(_outcome, gateway, endpoint_id, version)
             if outcome is not None:
+                async for entry in reader.rest():  # written since the last look
+                    if (shown := _framed(entry, version)) is not None:
+                        yield shown
                 if outcome["status"] == EndpointStatus.READY:
                     await _until_routed(gateway, endpoint_id, version)
                 yield frame(outcome, event="done")
                 return
             look_at = time.monotonic() + LOOK_AGAIN_SECONDS
         yield b""
+
+
+def _framed(entry: Entry, version: int | None) -> bytes | None:
+    """Return an entry as it is sent, or None if it is about another version."""
+    entry_id, fields = entry
+    number = int(fields["version"])
+    if number not in {0, version or number}:
+        return None
+    data = {
+        "id": entry_id,
+        "at": float(fields["at"]),
+        "version": number,
+        "kind": fields["kind"],
+        "text": fields["text"],
+    }
+    return frame(data, event_id=entry_id)
 
 
 async def _until_routed(gateway: Gateway, endpoint_id: str, version: int) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, cast
 
 import orjson
@@ -19,42 +18,54 @@ from brinery_platform.gateway.replies import error_body
 from brinery_platform.tasks import redis_errors
 
 KEEP_ALIVE_SECONDS: Final = 15.0
+KEEP_ALIVE: Final = b": keep-alive\n\n"
 BLOCK_SECONDS: Final = 1.0
 """Below the client's socket timeout; also how long a stream outlives the wish to stop it."""
 BATCH: Final = 500
 BEGINNING: Final = "0-0"
-_POSITION: Final = re.compile(r"\d{1,20}-\d{1,20}")
+_POSITION: Final = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
 Entry = tuple[str, dict[str, str]]
 
 
-async def entries(
-    redis: Redis, key: str, after: str, *, follow: bool, closing: asyncio.Event
-) -> AsyncIterator[list[Entry]]:
-    """Yield a stream's entries in batches, in order.
+class StreamReader:
+    """Reads the entries of a Redis stream in order, each once.
 
     Args:
         redis: A client whose replies are bytes.
         key: Of the stream; one that is not there is empty.
         after: Id of the last entry that is known already, `BEGINNING` for none.
-        follow: Go on, with an empty batch after the kept entries and whenever nothing came for `BLOCK_SECONDS`.
-        closing: Ends it.
-
-    Raises:
-        UnavailableError: Redis is away.
     """
-    waiting = False
-    while not closing.is_set():
-        block = int(BLOCK_SECONDS * 1000) if waiting else None
+
+    def __init__(self, redis: Redis, key: str, after: str) -> None:
+        self._redis = redis
+        self._key = key
+        self._after = after
+
+    async def read(self, *, block: bool = False) -> list[Entry]:
+        """Return the next entries, at most `BATCH`; none when there are no more.
+
+        Args:
+            block: Wait up to `BLOCK_SECONDS` for one; holds a connection meanwhile.
+
+        Raises:
+            UnavailableError: Redis is away.
+        """
+        milliseconds = int(BLOCK_SECONDS * 1000) if block else None
         with redis_errors():
-            reply = await cast("Awaitable[Any]", redis.xread({key: after}, count=BATCH, block=block))
+            reply = await cast(
+                "Awaitable[Any]", self._redis.xread({self._key: self._after}, count=BATCH, block=milliseconds)
+            )
         batch = [_entry(raw) for raw in reply[0][1]] if reply else []
-        waiting = not batch
         if batch:
-            after = batch[-1][0]
-        elif not follow:
-            return
-        yield batch
+            self._after = batch[-1][0]
+        return batch
+
+    async def rest(self) -> AsyncIterator[Entry]:
+        """Yield all entries that are there now."""
+        while batch := await self.read():
+            for entry in batch:
+                yield entry
 
 
 def position(last_event_id: str | None) -> str:
@@ -84,9 +95,10 @@ class EventStream(StreamingResponse):
         counted: Held open as long as the stream is.
     """
 
-    def __init__(self, frames: AsyncIterator[bytes], counted: AbstractContextManager[None]) -> None:
+    def __init__(self, frames: AsyncIterator[bytes], counted: AbstractContextManager[None] | None = None) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(_kept_alive(frames, counted), media_type=CONTENT_EVENTS, headers=headers)
+        frames = _kept_alive(frames, counted or nullcontext())
+        super().__init__(frames, media_type=CONTENT_EVENTS, headers=headers)
 
 
 async def _kept_alive(frames: AsyncIterator[bytes], counted: AbstractContextManager[None]) -> AsyncIterator[bytes]:
@@ -98,7 +110,7 @@ async def _kept_alive(frames: AsyncIterator[bytes], counted: AbstractContextMana
                     yield one
                     sent_at = time.monotonic()
                 elif time.monotonic() - sent_at >= KEEP_ALIVE_SECONDS:
-                    yield b": keep-alive\n\n"
+                    yield KEEP_ALIVE
                     sent_at = time.monotonic()
         except BrineryError as error:
             yield b"event: error\ndata: " + error_body(error) + b"\n\n"

@@ -56,7 +56,17 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self._registry,
         )
+        self._submissions = Counter(
+            "brinery_submissions",
+            "Requests to accept a task by endpoint and class of status",
+            (*_LABELS, "status"),
+            registry=self._registry,
+        )
+        self._webhooks = Counter(
+            "brinery_webhooks", "Tries to deliver a webhook by outcome", ("outcome",), registry=self._registry
+        )
         self._children: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
+        self._submission_children: dict[tuple[str, str, int], Callable[[], None]] = {}
         self._registry.register(_LaneGauges(lanes))
 
     def observe(self, owner: str, endpoint: str, status: int, seconds: float) -> None:
@@ -68,21 +78,39 @@ class Metrics:
             status: HTTP status of the reply, or `HUNG_UP_STATUS`.
             seconds: From arrival to the last byte.
         """
-        key = (owner, endpoint, status if status == HUNG_UP_STATUS else status // 100)
+        key = (owner, endpoint, _class_of(status))
         children = self._children.get(key)
         if children is None:
             children = self._children[key] = (
-                self._requests.labels(
-                    owner, endpoint, str(status) if status == HUNG_UP_STATUS else f"{status // 100}xx"
-                ).inc,
+                self._requests.labels(owner, endpoint, _shown(status)).inc,
                 self._seconds.labels(owner, endpoint).observe,
             )
         children[0]()
         children[1](seconds)
 
+    def submitted(self, owner: str, endpoint: str, status: int) -> None:
+        """Count one request to accept a task; see `observe`."""
+        key = (owner, endpoint, _class_of(status))
+        count = self._submission_children.get(key)
+        if count is None:
+            count = self._submission_children[key] = self._submissions.labels(owner, endpoint, _shown(status)).inc
+        count()
+
+    def webhook(self, outcome: str) -> None:
+        """Count one try to deliver a webhook: ``delivered``, ``retried`` or ``failed``."""
+        self._webhooks.labels(outcome).inc()
+
     def render(self) -> bytes:
         """Return everything in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+def _class_of(status: int) -> int:
+    return status if status == HUNG_UP_STATUS else status // 100
+
+
+def _shown(status: int) -> str:
+    return str(status) if status == HUNG_UP_STATUS else f"{status // 100}xx"
 
 
 class _LaneGauges(Collector):

@@ -11,15 +11,15 @@ from typing import Annotated, Final
 from fastapi import Depends, Request
 
 from brinery.errors import OverloadedError, PermissionDeniedError
+from brinery_platform.async_tasks import AsyncTasks
 from brinery_platform.gateway.auth import Caller, KeyTable
 from brinery_platform.gateway.routing import RoutingTable
-from brinery_platform.gateway.signals import DoneFeed
+from brinery_platform.gateway.signals import Feed
 from brinery_platform.gateway.worker_logs import WorkerLogs
 from brinery_platform.services import Services
-from brinery_platform.tasks import AsyncTasks
 
 MAX_FOLLOWERS: Final = 256
-"""Streams of events and logs at once; each holds a connection to Redis, or a queue of lines."""
+"""Streams of endpoints' events and logs at once; each holds a connection to Redis, or a queue of lines."""
 
 
 @dataclass(kw_only=True)
@@ -31,7 +31,8 @@ class Gateway:
         keys: Who may call.
         table: Endpoints and their workers.
         tasks: The task records.
-        done: Wakes whoever waits for a task.
+        done: Wakes whoever waits for a task's end.
+        changes: Wakes whoever follows a task's events.
         logs: The workers' output.
         closing: Set when the process is asked to end: whoever only waits gives up.
     """
@@ -40,7 +41,8 @@ class Gateway:
     keys: KeyTable
     table: RoutingTable
     tasks: AsyncTasks
-    done: DoneFeed
+    done: Feed
+    changes: Feed
     logs: WorkerLogs
     closing: asyncio.Event
     followers: int = field(default=0, init=False)

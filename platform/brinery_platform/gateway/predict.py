@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 import orjson
 import structlog
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive
 
 from brinery.errors import (
-    BrineryError,
     InvalidRequestError,
     OverloadedError,
-    PayloadTooLargeError,
     UnavailableError,
     UpstreamTimeoutError,
     WorkerBusyError,
@@ -28,24 +24,25 @@ from brinery.spec import (
     CONTENT_JSON,
     HEADER_REQUEST_ID,
     HEADER_TIMEOUT_SECONDS,
-    MAX_BODY_BYTES,
+    Task,
 )
-from brinery_platform.gateway.auth import KeyTable
+from brinery_platform.gateway.auth import Caller, KeyTable
+from brinery_platform.gateway.front import FrontRequest, FrontRoute, Headers, HungUpError
 from brinery_platform.gateway.lanes import Lane, Worker
 from brinery_platform.gateway.load import LoadReporter
-from brinery_platform.gateway.metrics import HUNG_UP_STATUS, Metrics
+from brinery_platform.gateway.metrics import Metrics
 from brinery_platform.gateway.proxy import NotSentError, Reply, Upstream
-from brinery_platform.gateway.replies import Answer, marked, unexpected_error
+from brinery_platform.gateway.replies import Answer
 from brinery_platform.gateway.routing import RoutingTable, why_hopeless
 from brinery_platform.gateway.schemas import check_arguments
+from brinery_platform.gateway.submit import answer_accepted
 from brinery_platform.gateway.watch import Watch
 
 PREFIX: Final = "/v1/endpoints/"
 SUFFIX: Final = "/predict"
+PREDICT_PATH: Final = f"{PREFIX}{{name}}{SUFFIX}"
 MAX_HELD_BYTES: Final = 512 * 1024 * 1024
 """Bodies of all held requests together; above it, 429."""
-BODY_SECONDS: Final = 300.0
-"""How long a client may take to send its body."""
 BUSY_SECONDS: Final = 0.005
 """How long a worker that is busy with others' requests is left alone; it waits up to 20 ms for a slot by itself."""
 REFUSED_SECONDS: Final = 1.0
@@ -55,15 +52,10 @@ LOADING_SECONDS: Final = 0.05
 _REST_SECONDS: Final = {WorkerBusyError.wire_type(): BUSY_SECONDS, UnavailableError.wire_type(): LOADING_SECONDS}
 _NOT_TAKEN_STATUSES: Final = frozenset({WorkerBusyError.status, UnavailableError.status})
 
-Headers = dict[bytes, bytes]
-Submit = Callable[[Lane, Headers, bytes], Awaitable[Response]]
+Submit = Callable[[Lane, Headers, bytes], Awaitable[Task]]
 """Accepts a request as a task instead."""
 
 logger = structlog.get_logger(__name__)
-
-
-class HungUpError(Exception):
-    """The client is gone; nobody reads an answer."""
 
 
 @dataclass(slots=True)
@@ -80,8 +72,8 @@ class _Call:
     sent: bool = False
 
 
-class Predict:
-    """The hot path, an ASGI application for ``POST /v1/endpoints/{name}/predict``.
+class Predict(FrontRoute):
+    """The hot path: ``POST /v1/endpoints/{name}/predict``.
 
     Args:
         keys: Who may call.
@@ -102,7 +94,7 @@ class Predict:
         load: LoadReporter,
         submit: Submit,
     ) -> None:
-        self._keys = keys
+        super().__init__(keys)
         self._table = table
         self._upstream = upstream
         self._metrics = metrics
@@ -111,34 +103,22 @@ class Predict:
         self._held_bytes = 0
         self._background: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        begun = time.perf_counter()
-        headers: Headers = dict(scope["headers"])
-        answer = Answer(send, scope["brinery.request_id"])
-        name = scope["path"][len(PREFIX) : -len(SUFFIX)]
-        owner = None
-        try:
-            caller = self._keys.authenticate(headers.get(b"authorization", b""))
-            lane = self._table.find(caller.owner, name) or await self._table.resolve(caller.owner, name)
-            owner = caller.owner
-            body = await read_body(receive, headers)
-            if b"respond-async" in headers.get(b"prefer", b""):
-                response = await self._submit(lane, headers, body)
-                answer.status = response.status_code
-                await response(scope, receive, marked(send, answer.request_id))
-            else:
-                await self._serve(lane, headers, body, receive, answer)
-        except BrineryError as error:
-            await answer.fail(error)
-        except HungUpError:
-            answer.status = HUNG_UP_STATUS
-        except Exception:
-            logger.exception("request_failed", request_id=answer.request_id, endpoint=name)
-            await answer.fail(unexpected_error(answer.request_id))
-        finally:
-            if owner is not None:
-                self._metrics.observe(owner, name, answer.status, time.perf_counter() - begun)
+    async def serve(self, caller: Caller, request: FrontRequest) -> None:
+        """Call the endpoint's function, or take the call as a task where the caller prefers that."""
+        name = request.path[len(PREFIX) : -len(SUFFIX)]
+        lane = self._table.find(caller.owner, name) or await self._table.resolve(caller.owner, name)
+        request.lane = lane
+        body = await request.body()
+        if b"respond-async" in request.headers.get(b"prefer", b""):
+            await answer_accepted(request.answer, lane, await self._submit(lane, request.headers, body))
+        else:
+            await self._serve(lane, request.headers, body, request.receive, request.answer)
+
+    def count(self, request: FrontRequest) -> None:
+        """Note how a call ended; one for an endpoint that does not exist is nobody's."""
+        if request.lane is not None:
+            route = request.lane.route
+            self._metrics.observe(route.owner, route.spec.name, request.answer.status, request.seconds)
 
     async def _serve(self, lane: Lane, headers: Headers, body: bytes, receive: Receive, answer: Answer) -> None:
         seconds = timeout_seconds(headers, lane)
@@ -268,47 +248,6 @@ async def _pass_on(reply: Reply, whole: bytes | None, answer: Answer) -> None:
     await answer.end()
 
 
-def matches(scope: Scope) -> bool:
-    """Return whether a request is one for the hot path."""
-    path: str = scope["path"]
-    return (
-        path.startswith(PREFIX)
-        and path.endswith(SUFFIX)
-        and "/" not in path[len(PREFIX) : -len(SUFFIX)]
-        and scope["method"] == "POST"
-    )
-
-
-async def read_body(receive: Receive, headers: Headers) -> bytes:
-    """Return a request's whole body.
-
-    Raises:
-        PayloadTooLargeError: It is larger than `MAX_BODY_BYTES`.
-        InvalidRequestError: It did not come within `BODY_SECONDS`.
-        HungUpError: The client left before its end.
-    """
-    if int(headers.get(b"content-length", b"0")) > MAX_BODY_BYTES:
-        raise _too_large()
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        body: bytes = message.get("body", b"")  # nearly every request comes in one piece
-        return body
-    parts = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                if message["type"] == "http.disconnect":
-                    raise HungUpError
-                parts += message.get("body", b"")
-                if len(parts) > MAX_BODY_BYTES:
-                    raise _too_large()
-                if not message.get("more_body", False):
-                    return bytes(parts)
-                message = await receive()
-    except TimeoutError:
-        raise InvalidRequestError(f"The body did not arrive within {BODY_SECONDS:.0f} s; send it again.") from None
-
-
 def timeout_seconds(headers: Headers, lane: Lane) -> float:
     """Return the limit of a call: the endpoint's, or less where the caller asks for less.
 
@@ -349,10 +288,3 @@ def _timed_out(call: _Call) -> UpstreamTimeoutError:
         text = f"No worker of {route.spec.name!r} became ready within {seconds}; it is {route.status}{reason}."
         cure = f"`brinery logs {route.spec.name}` shows why; a larger timeout waits longer."
     return UpstreamTimeoutError(f"{text} {cure}", endpoint=route.spec.name, request_id=call.request_id)
-
-
-def _too_large() -> PayloadTooLargeError:
-    return PayloadTooLargeError(
-        f"The body is larger than {MAX_BODY_BYTES // 2**20} MiB; pass a reference to the data instead.",
-        max_bytes=MAX_BODY_BYTES,
-    )

@@ -118,6 +118,18 @@ class Answer:
         """Send the last bytes."""
         await self._send({"type": "http.response.body", "body": body})
 
+    async def json(self, status: int, data: Any, extra: dict[str, str] | None = None) -> None:
+        """Send a whole reply of JSON.
+
+        Args:
+            status: HTTP status.
+            data: For orjson.
+            extra: More headers.
+        """
+        body = orjson.dumps(data)
+        await self.start(status, CONTENT_JSON, len(body), extra)
+        await self.end(body)
+
     async def fail(self, error: BrineryError) -> None:
         """Send an error in whatever way is left.
 

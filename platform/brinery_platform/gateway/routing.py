@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import cast
+from typing import Final, cast
 
 import structlog
 from redis.asyncio import Redis
@@ -12,9 +12,12 @@ from redis.asyncio import Redis
 from brinery.errors import BrineryError, ConflictError, DeploymentError, NotFoundError
 from brinery.spec import EndpointStatus
 from brinery_platform.gateway.lanes import Lane
-from brinery_platform.gateway.signals import listen
+from brinery_platform.gateway.signals import Listener
 from brinery_platform.routes import ROUTING, EndpointRoute
 from brinery_platform.store import Store, manifest_of, spec_of
+
+REFRESH_SECONDS: Final = 10.0
+"""How often the table is read although nothing was said: the controller may die between writing and speaking."""
 
 logger = structlog.get_logger(__name__)
 
@@ -147,4 +150,5 @@ async def follow_routing(redis: Redis, table: RoutingTable) -> None:
     async def changed(endpoint_id: str) -> None:
         table.apply(endpoint_id, await cast("Awaitable[bytes | None]", redis.hget(ROUTING, endpoint_id)))
 
-    await listen(redis, ROUTING, refresh=refresh, said=changed)
+    listener = Listener(redis=redis, channel=ROUTING, refresh=refresh, said=changed, every_seconds=REFRESH_SECONDS)
+    await listener.run()

@@ -55,10 +55,23 @@ def check_arguments(schema: dict[str, Any] | None, body: bytes) -> None:
     try:
         validate(arguments)
     except fastjsonschema.JsonSchemaValueException as error:
-        field = ".".join(str(part) for part in error.path[1:])
-        raise InvalidRequestError(f"arguments: {error.message.removeprefix('data.')}", field=field) from None
+        raise _refusal(error) from None
     except RecursionError:
         return  # deeper than Python goes; the worker answers for it
+
+
+def _refusal(error: fastjsonschema.JsonSchemaValueException) -> InvalidRequestError:
+    path, text = [str(part) for part in error.path[1:]], error.message.removeprefix("data.")
+    known = list((error.definition or {}).get("properties", ()))
+    if error.rule == "additionalProperties" and isinstance(error.value, dict) and error.rule_definition is False:
+        unknown = next(name for name in error.value if name not in known)
+        place = f" in {'.'.join(path)}" if path else ""
+        there_are = f"there are {', '.join(known)}" if known else "there are none"
+        path, text = [*path, unknown], f"there is no {unknown!r}{place}; {there_are}."
+    elif error.rule == "required" and isinstance(error.value, dict):
+        path = [*path, next(name for name in error.rule_definition if name not in error.value)]
+        text = f"{'.'.join(path)} is missing."
+    return InvalidRequestError(f"arguments: {text}", field=".".join(path))
 
 
 @lru_cache(maxsize=1024)

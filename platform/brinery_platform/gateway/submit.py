@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
-from typing import Final
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
 
-from brinery.errors import ConflictError, OverloadedError, UnsupportedPayloadError
+import orjson
+
+from brinery.errors import ConflictError, InvalidRequestError, OverloadedError, UnsupportedPayloadError
 from brinery.spec import (
     CONTENT_JSON,
     CONTENT_PICKLE,
+    HEADER_EXPIRES_IN_SECONDS,
     HEADER_IDEMPOTENCY_KEY,
+    HEADER_MAX_ATTEMPTS,
     HEADER_PRIORITY,
+    HEADER_RESULT_TTL_SECONDS,
+    HEADER_RETRY_FOR,
     HEADER_TIMEOUT_SECONDS,
+    HEADER_WEBHOOK,
     INLINE_BYTES,
     EndpointStatus,
     Task,
@@ -20,32 +30,36 @@ from brinery.spec import (
     TaskStatus,
     from_json,
     new_id,
+    to_json,
 )
+from brinery_platform.gateway.front import Headers
 from brinery_platform.gateway.lanes import Lane
 from brinery_platform.gateway.parts import Gateway
-from brinery_platform.gateway.predict import Headers
-from brinery_platform.gateway.replies import JsonResponse
+from brinery_platform.gateway.replies import Answer
 from brinery_platform.gateway.routing import why_hopeless
 from brinery_platform.gateway.schemas import check_arguments
 from brinery_platform.gateway.task_view import task_json
+from brinery_platform.objects import Objects
 from brinery_platform.records import input_object
 
-HEADER_MAX_ATTEMPTS: Final = "X-Brinery-Max-Attempts"
-HEADER_EXPIRES: Final = "X-Brinery-Expires-In-Seconds"
 OPTIONS: Final = {
     HEADER_PRIORITY: "priority",
     HEADER_MAX_ATTEMPTS: "max_attempts",
     HEADER_TIMEOUT_SECONDS: "timeout_seconds",
-    HEADER_EXPIRES: "expires_in_seconds",
+    HEADER_EXPIRES_IN_SECONDS: "expires_in_seconds",
+    HEADER_RESULT_TTL_SECONDS: "result_ttl_seconds",
+    HEADER_RETRY_FOR: "retry_for",
+    HEADER_WEBHOOK: "webhook",
     HEADER_IDEMPOTENCY_KEY: "idempotency_key",
 }
 """Header → field of `TaskOptions`."""
-MAX_EXPIRES_SECONDS: Final = 10 * 365 * 86_400.0
+_FIELDS: Final = {name.lower().encode(): field for name, field in OPTIONS.items()}
+_NO_OPTIONS: Final = TaskOptions()
 
 
 async def submit_task(
     gateway: Gateway, lane: Lane, headers: Headers, body: bytes, *, task_id: str | None = None
-) -> JsonResponse:
+) -> Task:
     """Accept a request as a task.
 
     Args:
@@ -56,7 +70,7 @@ async def submit_task(
         task_id: The caller's id for it, which makes repeating safe; None makes one.
 
     Returns:
-        202 and the task, or the task that had the id or the idempotency key already.
+        The task, or the one that had the id or the idempotency key already.
 
     Raises:
         InvalidRequestError: An option or an argument is wrong.
@@ -69,40 +83,43 @@ async def submit_task(
     if hopeless is not None and lane.route.status == EndpointStatus.DELETING:
         raise hopeless()
     task = _task(lane, headers, body, task_id)
-    if task.input_object is not None:
-        earlier = await gateway.tasks.get(task.id)
-        if earlier is not None:  # its input stays what it is
-            if (earlier.owner, earlier.endpoint_id) != (task.owner, task.endpoint_id):
-                raise ConflictError(f"The task id {task.id} is taken; choose another one.", task_id=task.id)
-            return _accepted(lane, earlier)
-        await asyncio.to_thread(gateway.services.objects.put, task.input_object, body)
+    if len(body) > INLINE_BYTES:
+        key = await asyncio.to_thread(_store_input, gateway.services.objects, task.id, body)
+        task = replace(task, input=None, input_object=key)
     try:
         submitted = await gateway.tasks.submit(task, max_queued=lane.route.spec.max_queued)
-    except OverloadedError:
+    except (OverloadedError, ConflictError):  # not when Redis is away: then the record may be there, and name it
         await _forget_input(gateway, task)
         raise
-    if submitted.task.id != task.id:
-        await _forget_input(gateway, task)
-    if not submitted.created and _inline(submitted.task) != _inline(task):
+    if submitted.created:
+        return submitted.task
+    await _forget_input(gateway, task)
+    if _content(submitted.task) != _content(task):
         raise ConflictError(
             "A task was submitted under this id or idempotency key with other arguments; choose another one.",
             task_id=submitted.task.id,
         )
-    return _accepted(lane, submitted.task)
+    return submitted.task
 
 
-def _inline(task: Task) -> tuple[str, bytes | None]:
-    """Return what tells two inputs apart; large ones, which lie in the object store, are taken for equal."""
-    return task.input_type, task.input
+def _store_input(objects: Objects, task_id: str, body: bytes) -> str:
+    key = input_object(task_id, hashlib.sha256(body).hexdigest())
+    objects.put(key, body)
+    return key
+
+
+def _content(task: Task) -> tuple[str, bytes | None, str]:
+    """Return what tells two inputs apart; of a large one its digest, which its key ends with."""
+    return task.input_type, task.input, (task.input_object or "").rpartition(".")[2]
+
+
+async def answer_accepted(answer: Answer, lane: Lane, task: Task) -> None:
+    """Send 202 and the task."""
+    await answer.json(202, task_json(task, lane.route.spec.name), {"location": f"/v1/tasks/{task.id}"})
 
 
 def _task(lane: Lane, headers: Headers, body: bytes, task_id: str | None) -> Task:
-    given = {field: headers.get(name.lower().encode()) for name, field in OPTIONS.items()}
-    options = from_json(
-        TaskOptions,
-        {field: value.decode("latin-1") for field, value in given.items() if value is not None},
-        what="task options",
-    )
+    options = _options(headers)
     kind = headers.get(b"content-type", b"application/json").decode("latin-1").partition(";")[0].strip().lower()
     if kind not in {CONTENT_JSON, CONTENT_PICKLE}:
         raise UnsupportedPayloadError(f"Arguments of type {kind!r} are not taken; send {CONTENT_JSON}.")
@@ -110,7 +127,7 @@ def _task(lane: Lane, headers: Headers, body: bytes, task_id: str | None) -> Tas
         check_arguments(lane.route.request_schema, body)
     spec, now = lane.route.spec, round(time.time(), 6)  # as the record keeps it
     task_id = task_id or new_id("tsk")
-    inline = len(body) <= INLINE_BYTES
+    webhook = options.webhook or spec.webhook
     return Task(
         id=task_id,
         endpoint_id=lane.route.id,
@@ -120,12 +137,14 @@ def _task(lane: Lane, headers: Headers, body: bytes, task_id: str | None) -> Tas
         max_attempts=options.max_attempts or spec.max_attempts,
         priority=options.priority,
         timeout_seconds=options.timeout_seconds or spec.timeout_seconds,
-        result_ttl_seconds=spec.result_ttl_seconds,
+        result_ttl_seconds=options.result_ttl_seconds or spec.result_ttl_seconds,
         created_at=now,
-        expires_at=round(now + min(options.expires_in_seconds or spec.expires_in_seconds, MAX_EXPIRES_SECONDS), 6),
+        expires_at=round(now + (options.expires_in_seconds or spec.expires_in_seconds), 6),
+        retry_for=spec.retry_for if options.retry_for is None else options.retry_for,
+        priority_age_seconds=spec.priority_age_seconds,
+        webhook=to_json(webhook) if webhook is not None else None,
         input_type=kind,
-        input=body if inline else None,
-        input_object=None if inline else input_object(task_id),
+        input=body,
         idempotency_key=options.idempotency_key,
     )
 
@@ -136,6 +155,35 @@ async def _forget_input(gateway: Gateway, task: Task) -> None:
         await asyncio.to_thread(gateway.services.objects.delete, task.input_object)
 
 
-def _accepted(lane: Lane, task: Task) -> JsonResponse:
-    headers = {"location": f"/v1/tasks/{task.id}"}
-    return JsonResponse(task_json(task, lane.route.spec.name), status_code=202, headers=headers)
+def _options(headers: Headers) -> TaskOptions:
+    """Return what the headers of a request choose.
+
+    Raises:
+        InvalidRequestError: Naming the option that is wrong.
+    """
+    given: dict[str, Any] = {}
+    for name in _FIELDS.keys() & headers.keys():
+        field = _FIELDS[name]
+        given[field] = _READERS.get(field, str)(headers[name].decode("latin-1"))
+    return from_json(TaskOptions, given, what="task options") if given else _NO_OPTIONS
+
+
+def _entries(text: str) -> list[str]:
+    return [entry for part in text.split(",") if (entry := part.strip())]
+
+
+def _webhook(text: str) -> Any:
+    """Return a webhook's description: a header holds its URL, or a JSON object."""
+    if not text.startswith("{"):
+        return {"url": text}
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise InvalidRequestError(
+            f'task options: {HEADER_WEBHOOK} is no JSON; send a URL, or {{"url": …, "username": …, "password": …}}.',
+            field="webhook",
+        ) from None
+
+
+_READERS: Final[dict[str, Callable[[str], Any]]] = {"retry_for": _entries, "webhook": _webhook}
+"""How the header of a field is read that is not plain text."""

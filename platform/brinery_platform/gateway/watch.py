@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from starlette.types import Receive
@@ -61,3 +62,30 @@ class Watch:
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+
+
+class HangUp:
+    """Notices that the client of a waiting request is gone; made when the request's body has been read.
+
+    Args:
+        receive: ASGI's; what it gives is taken from now on.
+        wake: Called once when the client is gone.
+    """
+
+    __slots__ = ("_receive", "_wake", "_watcher", "gone")
+
+    def __init__(self, receive: Receive, wake: Callable[[], None]) -> None:
+        self._receive = receive
+        self._wake = wake
+        self.gone = False
+        self._watcher = asyncio.get_running_loop().create_task(self._until_gone())
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._wake()
+
+    def close(self) -> None:
+        """Stop watching; the request has ended."""
+        self._watcher.cancel()

@@ -6,9 +6,9 @@ if not alive(incarnation) or redis.call('SISMEMBER', 'incarnations', incarnation
   return { 'unregistered' }
 end
 local at = now()
-local status, holder, mine, endpoint, priority, not_before, expires, attempt, most, cancelled = unpack(redis.call(
-  'HMGET', key, 'status', 'incarnation', 'claim', 'endpoint_id', 'priority', 'not_before', 'expires_at', 'attempt',
-  'max_attempts', 'cancel_requested'))
+local status, holder, mine, endpoint, owner, rank, not_before, expires, attempt, most, cancelled = unpack(redis.call(
+  'HMGET', key, 'status', 'incarnation', 'claim', 'endpoint_id', 'owner', 'rank', 'not_before', 'expires_at',
+  'attempt', 'max_attempts', 'cancel_requested'))
 if not status then
   return { 'gone' }
 end
@@ -22,6 +22,7 @@ if status == 'running' then
   if alive(holder) then
     return { 'running' }
   end
+  note_attempt(id, lost_attempt(id, at))
   if cancelled then
     close(id, 'cancelled', at, 'forwarder died', false)
     return { 'final' }
@@ -41,8 +42,11 @@ elseif tonumber(expires) <= at then
 end
 redis.call('HINCRBY', key, 'attempt', 1)
 redis.call('HSET', key, 'status', 'running', 'incarnation', incarnation, 'claim', claim, 'started_at', text(at))
-redis.call('HDEL', key, 'holder')
-redis.call('ZREM', waiting_key(endpoint, priority), id)
+redis.call('HDEL', key, 'holder', 'sent_at', 'answered_at', 'stored_at')
+if status == 'queued' then
+  relist(id, owner, 'queued', 'running')
+end
+redis.call('ZREM', waiting_key(endpoint, rank), id)
 redis.call('ZREM', 'deadlines', id)
 redis.call('SADD', 'running:' .. incarnation, id)
 event(id, 'running', at, 'claimed')

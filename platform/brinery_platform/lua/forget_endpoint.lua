@@ -1,9 +1,9 @@
--- endpoint, batch -> {cancelled now, still open}
+-- endpoint, batch, error of the tasks that it cancels -> {cancelled now, still open}
 local endpoint = ARGV[1]
 local at = now()
 local cancelled = 0
 for _, id in ipairs(redis.call('ZRANGE', 'open:' .. endpoint, 0, tonumber(ARGV[2]) - 1)) do
-  if cancel(id, at, 'endpoint deleted') == 'cancelled' then
+  if cancel(id, at, 'endpoint deleted', ARGV[3]) == 'cancelled' then
     cancelled = cancelled + 1
   end
 end

@@ -4,6 +4,7 @@ local TEMPLATE = [==[%TEMPLATE%]==]
 local LOST = [==[%LOST%]==]
 local EXPIRED = [==[%EXPIRED%]==]
 local EVENTS_KEPT = 64
+local ATTEMPTS_KEPT = 20
 local BACKOFF_FIRST_SECONDS = 1
 local BACKOFF_MOST_SECONDS = 300
 local FINAL = { succeeded = true, failed = true, cancelled = true, expired = true }
@@ -41,14 +42,35 @@ local function event(id, status, at, reason)
   local attempt = redis.call('HGET', 'task:' .. id, 'attempt')
   redis.call('XADD', 'events:' .. id, 'MAXLEN', EVENTS_KEPT, '*',
     'status', status, 'at', text(at), 'attempt', attempt or '0', 'reason', reason)
+  redis.call('PUBLISH', 'changes', id)
 end
 
--- Puts a message behind all others of its priority and notes where it stands.
-local function publish(id, endpoint, priority, at)
+-- Where an owner's tasks of one status are listed, by the sequence in which they came.
+local function listing_key(owner, status)
+  return 'tasks:' .. owner .. ':' .. status
+end
+
+local function relist(id, owner, before, after)
+  local sequence = redis.call('ZSCORE', listing_key(owner, before), id) or redis.call('INCR', 'sequence')
+  redis.call('ZREM', listing_key(owner, before), id)
+  redis.call('ZADD', listing_key(owner, after), sequence, id)
+  return sequence
+end
+
+-- Keeps what is known of an attempt that did not succeed; '' for nothing.
+local function note_attempt(id, report)
+  if report ~= '' then
+    redis.call('RPUSH', 'attempts:' .. id, report)
+    redis.call('LTRIM', 'attempts:' .. id, -ATTEMPTS_KEPT, -1)
+  end
+end
+
+-- Puts a message behind all others of a rank, the priority that the task has reached, and notes where it stands.
+local function publish(id, endpoint, rank, at)
   local sequence = string.format('%d', redis.call('INCR', 'sequence'))
-  redis.call('HSET', 'task:' .. id, 'published_at', text(at))
-  redis.call('ZADD', waiting_key(endpoint, priority), sequence, id)
-  redis.call('LPUSH', queue_key(endpoint, priority), message(id, endpoint, priority, sequence))
+  redis.call('HSET', 'task:' .. id, 'published_at', text(at), 'rank', rank)
+  redis.call('ZADD', waiting_key(endpoint, rank), sequence, id)
+  redis.call('LPUSH', queue_key(endpoint, rank), message(id, endpoint, rank, sequence))
   return sequence
 end
 
@@ -66,12 +88,16 @@ end
 -- Ends a task for good and wakes whoever waits for it.
 local function close(id, status, at, reason, dead)
   local key = 'task:' .. id
-  local endpoint, priority, incarnation, ttl =
-    unpack(redis.call('HMGET', key, 'endpoint_id', 'priority', 'incarnation', 'result_ttl_seconds'))
+  local endpoint, owner, before, rank, incarnation, ttl, webhook = unpack(redis.call('HMGET', key,
+    'endpoint_id', 'owner', 'status', 'rank', 'incarnation', 'result_ttl_seconds', 'webhook'))
   redis.call('HSET', key, 'status', status, 'finished_at', text(at))
+  local why = status == 'cancelled' and redis.call('HGET', key, 'cancel_requested')
+  if why and why ~= '1' then
+    redis.call('HSET', key, 'error', why)
+  end
   redis.call('HDEL', key, 'not_before', 'holder', 'claim')
   redis.call('ZREM', 'open:' .. endpoint, id)
-  redis.call('ZREM', waiting_key(endpoint, priority), id)
+  redis.call('ZREM', waiting_key(endpoint, rank), id)
   redis.call('ZREM', 'due', id)
   redis.call('ZREM', 'deadlines', id)
   if incarnation then
@@ -81,8 +107,14 @@ local function close(id, status, at, reason, dead)
     redis.call('SREM', 'endpoints', endpoint)
   end
   redis.call('ZADD', 'retention', text(at + tonumber(ttl)), id)
+  local sequence = relist(id, owner, before, status)
   if dead then
-    redis.call('ZADD', 'dead:' .. endpoint, text(at), id)
+    redis.call('ZADD', 'dead:' .. endpoint, sequence, id)
+  end
+  if webhook then
+    redis.call('HDEL', key, 'webhook_state')
+    redis.call('ZADD', 'webhooks', text(at), id)
+    redis.call('PUBLISH', 'webhooks', id)
   end
   event(id, status, at, reason)
   redis.call('PUBLISH', 'done', id)
@@ -90,16 +122,18 @@ local function close(id, status, at, reason, dead)
 end
 
 -- Ends or requeues the attempt that a record is in; the caller has checked that it is `running`.
+-- `charge` is 'full', 'none' (it never began) or 'spared' (it began, and what ended it was not its fault).
 -- `delay` nil backs off by the number of attempts; `jitter` is a factor from 0.5 to 1.
-local function requeue(id, at, charged, delay, jitter, reason, failure)
+local function requeue(id, at, charge, delay, jitter, reason, failure, report)
   local key = 'task:' .. id
-  local endpoint, priority, incarnation, attempt, most, cancel, wait, expires = unpack(redis.call('HMGET', key,
-    'endpoint_id', 'priority', 'incarnation', 'attempt', 'max_attempts', 'cancel_requested', 'wait_seconds',
-    'expires_at'))
+  local endpoint, owner, priority, incarnation, attempt, most, cancel, wait, expires = unpack(redis.call('HMGET',
+    key, 'endpoint_id', 'owner', 'priority', 'incarnation', 'attempt', 'max_attempts', 'cancel_requested',
+    'wait_seconds', 'expires_at'))
+  note_attempt(id, report)
   if cancel then
     return close(id, 'cancelled', at, reason, false)
   end
-  if charged and tonumber(attempt) >= tonumber(most) then
+  if charge == 'full' and tonumber(attempt) >= tonumber(most) then
     redis.call('HSET', key, 'error', failure)
     return close(id, 'failed', at, reason, true)
   end
@@ -108,12 +142,16 @@ local function requeue(id, at, charged, delay, jitter, reason, failure)
   end
   redis.call('SREM', 'running:' .. incarnation, id)
   redis.call('HDEL', key, 'incarnation', 'claim', 'started_at')
-  if charged then
+  relist(id, owner, 'running', 'queued')
+  if charge == 'none' then
+    redis.call('HINCRBY', key, 'attempt', -1)
+  else
     -- Its time in the queue begins again: `expires_in_seconds` bounds waiting, not running.
     expires = text(at + delay + tonumber(wait))
     redis.call('HSET', key, 'expires_at', expires)
-  else
-    redis.call('HINCRBY', key, 'attempt', -1)
+  end
+  if charge == 'spared' then
+    redis.call('HINCRBY', key, 'max_attempts', 1)
   end
   redis.call('ZADD', 'deadlines', expires, id)
   event(id, 'queued', at, reason)
@@ -126,12 +164,19 @@ local function requeue(id, at, charged, delay, jitter, reason, failure)
   return 'queued'
 end
 
+-- What is known of an attempt whose forwarder died.
+local function lost_attempt(id, at)
+  local attempt, started = unpack(redis.call('HMGET', 'task:' .. id, 'attempt', 'started_at'))
+  return '{"attempt":' .. attempt .. ',"charge":"full","started_at":' .. started .. ',"ended_at":' .. text(at) ..
+    ',"reason":"forwarder died","worker_id":null,"error":' .. LOST .. ',"log_tail":""}'
+end
+
 -- Requeues up to `limit` tasks of a dead incarnation and forgets it when none is left.
 local function reclaim(incarnation, at, limit, jitter)
   local ids = redis.call('SRANDMEMBER', 'running:' .. incarnation, limit)
   for _, id in ipairs(ids) do
     if redis.call('HGET', 'task:' .. id, 'status') == 'running' then
-      requeue(id, at, true, nil, jitter, 'forwarder died', LOST)
+      requeue(id, at, 'full', nil, jitter, 'forwarder died', LOST, lost_attempt(id, at))
     end
     redis.call('SREM', 'running:' .. incarnation, id)
   end
@@ -142,7 +187,19 @@ local function reclaim(incarnation, at, limit, jitter)
   return #ids
 end
 
-local function cancel(id, at, reason)
+-- Takes an id out of the indexes by time whose record is gone, as on a Redis that evicts: no sweep may stop at it.
+local function is_ghost(id)
+  if redis.call('EXISTS', 'task:' .. id) == 1 then
+    return false
+  end
+  for _, index in ipairs({ 'deadlines', 'due', 'retention', 'webhooks' }) do
+    redis.call('ZREM', index, id)
+  end
+  return true
+end
+
+-- `why` is the error that the task is to show; nil where its owner cancels it, who knows why.
+local function cancel(id, at, reason, why)
   local status, incarnation = unpack(redis.call('HMGET', 'task:' .. id, 'status', 'incarnation'))
   if not status then
     return 'gone'
@@ -150,10 +207,16 @@ local function cancel(id, at, reason)
   if FINAL[status] then
     return 'final'
   end
+  if why then
+    redis.call('HSETNX', 'task:' .. id, 'cancel_requested', why)
+  end
   if status == 'queued' or not alive(incarnation) then
+    if status == 'running' then
+      redis.call('PUBLISH', 'cancel', id) -- its holder may live: a lease also ends when Redis stands still
+    end
     return close(id, 'cancelled', at, reason, false)
   end
-  redis.call('HSET', 'task:' .. id, 'cancel_requested', '1')
+  redis.call('HSETNX', 'task:' .. id, 'cancel_requested', '1')
   redis.call('PUBLISH', 'cancel', id)
   return 'requested'
 end

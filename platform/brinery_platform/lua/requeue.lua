@@ -1,4 +1,5 @@
--- id, attempt, incarnation, claim, '1' for charged, delay in seconds or '' for the back-off, jitter, reason, error
+-- id, attempt, incarnation, claim, charge, delay in seconds or '' for the back-off, jitter, reason, error,
+-- report of the attempt or '', '1' for a worker of its own next time
 -- -> 'queued' | 'failed' | 'cancelled' | 'stale' | 'gone'
 local id = ARGV[1]
 local status, attempt, incarnation, claim =
@@ -13,4 +14,7 @@ local delay = nil
 if ARGV[6] ~= '' then
   delay = tonumber(ARGV[6])
 end
-return requeue(id, now(), ARGV[5] == '1', delay, tonumber(ARGV[7]), ARGV[8], ARGV[9])
+if ARGV[11] == '1' then
+  redis.call('HSET', 'task:' .. id, 'alone', '1')
+end
+return requeue(id, now(), ARGV[5], delay, tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10])

@@ -5,11 +5,11 @@ local at = now()
 local published = 0
 for index = 3, #ARGV do
   local endpoint = ARGV[index]
-  for priority = 0, 9 do
-    local first = redis.call('ZRANGE', waiting_key(endpoint, priority), 0, batch - 1, 'WITHSCORES')
+  for rank = 0, 9 do
+    local first = redis.call('ZRANGE', waiting_key(endpoint, rank), 0, batch - 1, 'WITHSCORES')
     local head = nil
     if #first > 0 then
-      head = redis.call('LINDEX', queue_key(endpoint, priority), -1)
+      head = redis.call('LINDEX', queue_key(endpoint, rank), -1)
     end
     local head_sequence = math.huge
     if head then
@@ -26,7 +26,7 @@ for index = 3, #ARGV do
       local patience = math.min(300, grace * 2 ^ (tonumber(copies) - 1))
       if at - tonumber(at_text) > patience and not alive(holder) then
         redis.call('HINCRBY', 'task:' .. id, 'messages', 1)
-        publish(id, endpoint, priority, at)
+        publish(id, endpoint, rank, at)
         published = published + 1
       end
     end

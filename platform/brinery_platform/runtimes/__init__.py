@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from brinery_platform.runtimes.process import Interpreters
     from brinery_platform.settings import Settings
 
-RUNTIMES: Final = {"process": "brinery_platform.runtimes.process:ProcessRuntime"}
+RUNTIMES: Final = {
+    "docker": "brinery_platform.runtimes.docker.runtime:open_runtime",
+    "process": "brinery_platform.runtimes.process:open_runtime",
+}
+"""Functions that take what `make_runtime` takes."""
 DEFAULT: Final = "process"
 """What ``BRINERY_RUNTIME=auto`` means."""
 
@@ -22,10 +26,6 @@ def make_runtime(settings: Settings, environments: Interpreters) -> Runtime:
         settings: This process's settings; what it starts gets them through its environment.
         environments: The environments of this machine.
     """
-    from brinery_platform.settings import platform_environment
-
     module, _, name = RUNTIMES[DEFAULT if settings.runtime == "auto" else settings.runtime].partition(":")
-    made: Runtime = getattr(importlib.import_module(module), name)(
-        settings.home, environments, platform_environment(settings)
-    )
+    made: Runtime = getattr(importlib.import_module(module), name)(settings, environments)
     return made

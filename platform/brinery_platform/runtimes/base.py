@@ -6,11 +6,12 @@ again, so that a restarted controller adopts what runs instead of doubling it.
 
 from __future__ import annotations
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 Kind = Literal["worker", "forwarder", "builder", "controller", "gateway"]
 
@@ -91,9 +92,24 @@ class Running:
     started_at: float = 0.0
 
 
+@dataclass(frozen=True)
+class LogMark:
+    """A moment in something's output.
+
+    Args:
+        at: Seconds since the epoch, by this machine's clock.
+        size: Bytes in its log file then; 0 where its output lies elsewhere.
+    """
+
+    at: float
+    size: int
+
+
 class Runtime(ABC):
     """Runs workers and the platform's own processes somewhere."""
 
+    notice: ClassVar[str] = ""
+    """What whoever starts the platform should know of it, in a line."""
     on_exit: Callable[[str], None] | None = None
     """Called from a thread of the runtime's with the id of what has just ended, whoever started it."""
 
@@ -121,8 +137,21 @@ class Runtime(ABC):
         """Return everything of ours that runs, whoever started it; what has ended is left out."""
 
     @abstractmethod
-    def logs(self, running_id: str, *, tail: int = 200, follow: bool = False) -> Iterator[str]:
-        """Yield the last `tail` lines of its output, then with `follow` each new one until it ends."""
+    def logs(
+        self, running_id: str, *, tail: int = 200, follow: bool = False, since: LogMark | None = None
+    ) -> Iterator[str]:
+        """Yield the last `tail` lines of its output, then with `follow` each new one until it ends.
+
+        With `since`, only what it has written after that moment.
+        """
+
+    def why(self, running_id: str) -> str:
+        """Return in a few words why it ended, such as ``exit code 3``; ask before it is stopped."""
+        code = self.poll(running_id) or 0
+        if code >= 0:
+            return f"exit code {code}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"killed by signal {-code} ({names.get(-code, 'unnamed')})"
 
     def close(self) -> None:  # noqa: B027 - most runtimes have nothing to end
         """End the runtime's own threads; what it started goes on."""

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from brinery_platform.runtimes.base import LogMark
+
 LOG_BYTES: Final = 16 * 1024 * 1024
 """Size at which a log is moved to ``<name>.1``; a process has thus at most about twice that on disk."""
 LOGS_KEPT: Final = 200
@@ -59,7 +61,14 @@ def forget_old(folder: Path, *, running: set[str], keep: int = LOGS_KEPT) -> Non
         log.with_name(log.name + ".1").unlink(missing_ok=True)
 
 
-def read(log: Path, *, tail: int, follow: bool, running: Callable[[], bool]) -> Iterator[str]:
+def mark(log: Path) -> LogMark:
+    """Return where a log ends now; one that is not there yet ends at its beginning."""
+    return LogMark(time.time(), _size(log))
+
+
+def read(
+    log: Path, *, tail: int, follow: bool, running: Callable[[], bool], since: LogMark | None = None
+) -> Iterator[str]:
     """Yield the last `tail` lines of a log, then with `follow` each new one.
 
     Args:
@@ -67,9 +76,10 @@ def read(log: Path, *, tail: int, follow: bool, running: Callable[[], bool]) -> 
         tail: Number of lines; 0 for none.
         follow: Go on until the writer has ended.
         running: Tells whether the writer still runs.
+        since: Leave out what was written before; after a rotation since then, what is in the new file.
     """
     offset = _size(log)
-    yield from _last_lines(log, offset, tail)
+    yield from _last_lines(log, offset, tail) if since is None else _lines_since(log, offset, tail, since)
     rest = b""
     while follow:
         # Asked before reading: what an ended writer wrote last is thus always read.
@@ -100,16 +110,28 @@ def _last_lines(log: Path, size: int, count: int) -> list[str]:
     return [_text(line) for line in lines]
 
 
-def _read_back(log: Path, size: int, count: int) -> list[bytes]:
-    """Return the last `count` lines of the first `size` bytes, reading from the end."""
-    if not size or not count:
+def _lines_since(log: Path, size: int, count: int, since: LogMark) -> list[str]:
+    begin = 0 if size < since.size or _rotated_at(log) > since.at else since.size
+    return [_text(line) for line in _read_back(log, size, count, begin)]
+
+
+def _rotated_at(log: Path) -> float:
+    try:
+        return log.with_name(log.name + ".1").stat().st_ctime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _read_back(log: Path, size: int, count: int, begin: int = 0) -> list[bytes]:
+    """Return the last `count` lines of the bytes from `begin` to `size`, reading from the end."""
+    if size <= begin or not count:
         return []
     blocks: list[bytes] = []
     newlines = 0
     with log.open("rb") as source:
         end = size
-        while end and newlines <= count:
-            start = max(0, end - _BLOCK_BYTES)
+        while end > begin and newlines <= count:
+            start = max(begin, end - _BLOCK_BYTES)
             source.seek(start)
             blocks.insert(0, source.read(end - start))
             newlines += blocks[0].count(b"\n")

@@ -25,13 +25,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from brinery.errors import DeploymentError
 from brinery_platform.runtimes import detached, logfiles
-from brinery_platform.runtimes.base import PlatformSpec, Running, Runtime, WorkerSpec
+from brinery_platform.runtimes.base import LogMark, PlatformSpec, Running, Runtime, WorkerSpec
 from brinery_platform.runtimes.detached import Identity
 from brinery_platform.runtimes.exits import ExitWatcher
+
+if TYPE_CHECKING:
+    from brinery_platform.settings import Settings
 
 RUNNING_VARIABLE: Final = "BRINERY_RUNNING"
 """JSON of `Running` in the environment of what was started."""
@@ -78,6 +81,13 @@ class _Record:
     child: subprocess.Popen[bytes] | None = None
 
 
+def open_runtime(settings: Settings, environments: Interpreters) -> Runtime:
+    """Return the runtime of this machine's processes."""
+    from brinery_platform.settings import platform_environment
+
+    return ProcessRuntime(settings.home, environments, platform_environment(settings))
+
+
 class ProcessRuntime(Runtime):
     """Runs everything as processes of this machine; they outlive the runtime and are adopted by the next one.
 
@@ -88,6 +98,11 @@ class ProcessRuntime(Runtime):
             only `PASSED_ON`.
         on_exit: See `Runtime.on_exit`.
     """
+
+    notice = (
+        "Workers run as plain processes: they are not isolated from one another or from this account; "
+        "deploy only code that you trust."
+    )
 
     def __init__(
         self,
@@ -168,10 +183,12 @@ class ProcessRuntime(Runtime):
             self._refresh()
             return sorted((record.running for record in self._known.values()), key=lambda one: one.started_at)
 
-    def logs(self, running_id: str, *, tail: int = 200, follow: bool = False) -> Iterator[str]:
+    def logs(
+        self, running_id: str, *, tail: int = 200, follow: bool = False, since: LogMark | None = None
+    ) -> Iterator[str]:
         """See `Runtime.logs`."""
         return logfiles.read(
-            self._log(running_id), tail=tail, follow=follow, running=lambda: self.poll(running_id) is None
+            self._log(running_id), tail=tail, follow=follow, running=lambda: self.poll(running_id) is None, since=since
         )
 
     # --------------------------------------------------------------------------------------------------- starting

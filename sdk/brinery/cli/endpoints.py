@@ -24,7 +24,9 @@ Pairs = Annotated[
 Data = Annotated[
     str | None, typer.Option("--data", "-d", help="All arguments as a JSON object; @FILE reads one, @- reads stdin.")
 ]
-Timeout = Annotated[float | None, typer.Option(help="Limit of one attempt, in seconds.", min=0.001)]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout-seconds", "--timeout", help="Limit of one attempt, in seconds.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -60,11 +62,11 @@ def call(
     pairs: Pairs = None,
     data: Data = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print each item as it comes.")] = False,
-    timeout: Timeout = None,
+    timeout_seconds: Timeout = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it on one line, also on a terminal.")] = False,
 ) -> None:
     """Call an endpoint and print its result as JSON."""
-    calls: Calls[...] = Calls(name, choices={} if timeout is None else {"timeout_seconds": timeout})
+    calls: Calls[...] = Calls(name, choices={"timeout_seconds": timeout_seconds})
     arguments = _arguments(pairs or [], data)
     if not stream:
         show.json_text(calls.remote(**arguments), compact=as_json)
@@ -78,19 +80,33 @@ def submit(
     pairs: Pairs = None,
     data: Data = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the result and print it.")] = False,
-    timeout: Timeout = None,
-    priority: Annotated[int | None, typer.Option(help="0 to 9, 9 most urgent.", min=0, max=9)] = None,
+    priority: Annotated[int | None, typer.Option(help="0 to 9, 9 most urgent; 4 if left out.")] = None,
+    max_attempts: Annotated[int | None, typer.Option(help="Attempts before it has failed.")] = None,
+    timeout_seconds: Timeout = None,
+    expires_in_seconds: Annotated[float | None, typer.Option(help="How many seconds it may wait for a worker.")] = None,
+    result_ttl_seconds: Annotated[float | None, typer.Option(help="How many seconds its result is kept.")] = None,
+    retry_for: Annotated[
+        list[str] | None,
+        typer.Option(help="An error to try again on, such as ValueError or 'HTTP 503'; may be given several times."),
+    ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(help='Where its end is told: a URL, or {"url": …, "username": …, "password": …}; @FILE reads it.'),
+    ] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key again is the same task.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a call into an endpoint's queue and print the task's id."""
-    choices: CallChoices = {}
-    if timeout is not None:
-        choices["timeout_seconds"] = timeout
-    if priority is not None:
-        choices["priority"] = priority
-    if idempotency_key is not None:
-        choices["idempotency_key"] = idempotency_key
+    """Put a call into an endpoint's queue and print the task's id. What is not chosen is as the endpoint has it."""
+    choices: CallChoices = {
+        "priority": priority,
+        "max_attempts": max_attempts,
+        "timeout_seconds": timeout_seconds,
+        "expires_in_seconds": expires_in_seconds,
+        "result_ttl_seconds": result_ttl_seconds,
+        "retry_for": retry_for or None,
+        "webhook": _webhook(webhook) if webhook is not None else None,
+        "idempotency_key": idempotency_key,
+    }
     calls: Calls[...] = Calls(name, choices=choices)
     future = calls.submit(**_arguments(pairs or [], data))
     if wait:
@@ -125,7 +141,7 @@ def list_endpoints(as_json: AsJson = False) -> None:
 
 def describe(name: Name, as_json: AsJson = False) -> None:
     """Show an endpoint, its settings and its versions."""
-    from brinery.client import endpoint_path
+    from brinery.routes import endpoint_path
 
     client = _client()
     url = f"{client.url}{endpoint_path(name, 'predict')}"
@@ -209,14 +225,30 @@ def _arguments(pairs: list[str], data: str | None) -> dict[str, Any]:
     return arguments
 
 
+def _webhook(given: str) -> Any:
+    text = _read("--webhook", given).strip()
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise InvalidRequestError("--webhook is not JSON; give a URL, or an object with url and username.") from None
+
+
+def _read(option: str, given: str) -> str:
+    """Return what an option holds, from a file where it says so."""
+    if given == "@-":
+        return sys.stdin.read()
+    if not given.startswith("@"):
+        return given
+    try:
+        return Path(given[1:]).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"{option} {given}: {error}.") from None
+
+
 def _read_data(data: str) -> dict[str, Any]:
-    if data == "@-":
-        data = sys.stdin.read()
-    elif data.startswith("@"):
-        try:
-            data = Path(data[1:]).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRequestError(f"--data {data}: {error}.") from None
+    data = _read("--data", data)
     try:
         arguments = json.loads(data)
     except ValueError as error:

@@ -19,17 +19,34 @@ def json_text(data: Any, *, compact: bool = False) -> None:
     typer.echo(json.dumps(data, ensure_ascii=False, indent=indent))
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows under their columns' names, if these have any."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, cut_last: bool = False) -> None:
+    """Print rows under their columns' names, if these have any.
+
+    Args:
+        columns: Names.
+        rows: Cells of each row.
+        cut_last: On a terminal, cut what does not fit off the last column; else it is folded.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     shown = Table(*columns, box=None, pad_edge=False, show_header=any(columns))
-    for row in rows:
-        shown.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    shown.columns[0].no_wrap = True
     # Elsewhere than on a terminal nothing is cut off: lines are for grep.
-    Console(width=None if sys.stdout.isatty() else 1000).print(shown)
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    if cut_last:
+        others = sum(2 + max(map(len, column)) for column in list(zip(columns, *cells, strict=True))[:-1])
+        for row_of_text in cells:
+            row_of_text[-1] = _cut(row_of_text[-1], max(console.width - others, len(columns[-1])))
+    for row_of_text in cells:
+        shown.add_row(*map(Text, row_of_text))
+    console.print(shown)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 @contextmanager
@@ -52,11 +69,40 @@ def progress(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield show
 
 
-def at(epoch_seconds: float | None) -> str:
+@contextmanager
+def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """Give a function that counts one thing as done: on a terminal a live bar, else a line for every thousand."""
+    done = 0
+    if not sys.stderr.isatty() or total == 1:
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            if done % 1000 == 0:
+                typer.echo(f"{title}: {done} of {total}", err=True)
+
+        yield count
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        job = bar.add_task(title, total=total)
+        yield lambda: bar.advance(job)
+
+
+def error_text(error: dict[str, Any]) -> str:
+    """Return an error object's kind and message; of a user's exception its own class."""
+    kind = (error.get("context") or {}).get("exception_type") or error.get("type")
+    return f"{kind}: {error.get('message')}"
+
+
+def at(epoch_seconds: float | None, *, milliseconds: bool = False) -> str:
     """Return a time in the local zone, empty for None."""
     if epoch_seconds is None:
         return ""
-    return datetime.fromtimestamp(epoch_seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    moment = datetime.fromtimestamp(epoch_seconds).astimezone()
+    return moment.isoformat(" ", "milliseconds" if milliseconds else "seconds")[: 23 if milliseconds else 19]
 
 
 def since(epoch_seconds: float | None) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 import typer
 
-from brinery.cli import endpoints, tasks
+from brinery.cli import endpoints, tasks, webhooks
 from brinery.errors import BrineryError
 
 COMMANDS: Final = "brinery.commands"
@@ -37,7 +37,8 @@ def build(command: str = "") -> typer.Typer:
     for name, function in own.items():
         app.command(name)(function)
     app.add_typer(tasks.app, name="tasks")
-    if command not in own and command != "tasks":
+    app.add_typer(webhooks.app, name="webhooks")
+    if command not in own and command not in {"tasks", "webhooks"}:
         _add_platform(app)
     return app
 

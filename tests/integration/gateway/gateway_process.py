@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import redis
@@ -68,6 +69,10 @@ class GatewayProcess:
     @property
     def url(self) -> str:
         return self.settings.url
+
+    def inputs_of(self, task_id: str) -> list[Path]:
+        """Return the files that the object store has of a task's large input."""
+        return sorted(Path(urlsplit(self.settings.objects).path, "inputs").glob(f"{task_id}.*"))
 
     def log(self) -> str:
         return (self.home / "gateway.log").read_text()

@@ -6,6 +6,7 @@ import base64
 
 import httpx
 import pytest
+from gateway_process import Deployed
 from stub_worker import wait_until
 
 PATHS = [
@@ -16,6 +17,12 @@ PATHS = [
     ("PUT", "/v1/endpoints/some"),
     ("POST", "/v1/endpoints/some/predict"),
     ("POST", "/v1/endpoints/some/tasks"),
+    ("PUT", "/v1/endpoints/some/tasks/tsk_1"),
+    ("GET", "/v1/tasks/tsk_1/input"),
+    ("GET", "/v1/tasks/tsk_1/attempts"),
+    ("POST", "/v1/tasks/tsk_1/requeue"),
+    ("POST", "/v1/tasks/tsk_1/drop"),
+    ("POST", "/v1/tasks/events"),
     ("GET", "/v1/endpoints/some/events"),
     ("GET", "/v1/endpoints/some/logs"),
     ("GET", "/v1/tasks/tsk_1"),
@@ -69,17 +76,16 @@ def test_anothers_endpoint_cannot_be_told_from_one_that_does_not_exist(other_cli
     assert not one.seen
 
 
-def test_two_owners_may_use_the_same_name(client, other_client, worker, deploy):
+def test_two_owners_may_use_the_same_name(gateway, client, other_client, worker, deploy):
     mine, theirs = worker(), worker()
     first = deploy(mine)
-    second = deploy(theirs, owner="bob")
-    second.remove()
-    second.name = first.name
+    second = Deployed(gateway.redis, first.name, "bob")
     second.serve(theirs)
     wait_until(lambda: other_client.get(f"/v1/tasks?endpoint={first.name}").status_code == 200)
     assert client.post(f"/v1/endpoints/{first.name}/predict", json={"who": "ann"}).status_code == 200
     assert other_client.post(f"/v1/endpoints/{first.name}/predict", json={"who": "bob"}).status_code == 200
     assert (b"ann" in mine.seen[0].body, b"bob" in theirs.seen[0].body) == (True, True)
+    second.remove()
 
 
 def test_only_administrators_manage_keys(other_client):

@@ -3,54 +3,24 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
-from stub_worker import events_of
+from stub_worker import events_of, wait_until
+from task_forwarder import submit
 
 from brinery.errors import RemoteError
 from brinery.spec import CONTENT_PICKLE, INLINE_BYTES, EndpointStatus, TaskStatus, new_id
 from brinery_platform.objects import open_objects
 from brinery_platform.tasks import Tasks
-from brinery_platform.transitions import new_token
 
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
-
-
-class Forwarder:
-    """Claims and finishes as a forwarder does."""
-
-    def __init__(self, redis):
-        self.tasks = Tasks(redis)
-        self.incarnation = f"fwd_{new_id('fwd')}:{time.time_ns()}"
-        self.tasks.register(self.incarnation)
-
-    def claim(self, task_id):
-        claimed = self.tasks.claim(task_id, self.incarnation, new_token())
-        assert claimed.claim is not None, claimed.reason
-        return claimed.claim
-
-    def finish(self, task_id, status=TaskStatus.SUCCEEDED, **values):
-        self.tasks.finish(self.claim(task_id), status, reason="test", **values)
-
-
-@pytest.fixture
-def forwarder(gateway):
-    return Forwarder(gateway.redis)
 
 
 @pytest.fixture
 def objects(gateway):
     return open_objects(gateway.settings.objects)
-
-
-def submit(client, endpoint, body=b'{"x": 1}', content_type="application/json", **headers):
-    response = client.post(
-        f"/v1/endpoints/{endpoint.name}/tasks", content=body, headers={"Content-Type": content_type, **headers}
-    )
-    assert response.status_code == 202, response.text
-    return response.json()
 
 
 def test_a_task_is_accepted_before_any_worker_is_there_and_its_result_comes_raw(client, deploy, forwarder):
@@ -172,15 +142,33 @@ def test_arguments_that_cannot_work_are_refused_on_acceptance(client, deploy, bo
     assert client.get("/v1/tasks", params={"endpoint": endpoint.name}).json()["tasks"] == []
 
 
+@pytest.mark.parametrize(
+    ("body", "field", "says"),
+    [
+        ({"x": 1, "y": 2}, "y", "there is no 'y'; there are point, x."),
+        ({"x": 1, "point": {"z": 0}}, "point.z", "there is no 'z' in point; there are lat."),
+        ({"point": {}}, "x", "x is missing."),
+    ],
+)
+def test_arguments_that_there_are_not_are_answered_with_those_that_there_are(client, deploy, body, field, says):
+    point = {"type": "object", "properties": {"lat": {}}, "additionalProperties": False}
+    properties = {"x": {"type": "integer"}, "point": point}
+    endpoint = deploy(schema={**SCHEMA, "properties": properties, "additionalProperties": False})
+    response = client.post(f"/v1/endpoints/{endpoint.name}/tasks", json=body)
+    assert (response.status_code, response.json()["error"]["context"]) == (422, {"field": field})
+    assert response.json()["error"]["message"] == f"arguments: {says}"
+
+
 def test_a_large_input_lies_in_the_object_store(client, deploy, gateway, objects):
     body = b'{"x": 1, "pad": "' + b"a" * INLINE_BYTES + b'"}'
     task = submit(client, deploy(), body)
+    assert len(gateway.inputs_of(task["id"])) == 1
     record = Tasks(gateway.redis).get(task["id"])
     assert record.input is None
     assert objects.get(record.input_object) == body
 
 
-def test_a_full_queue_refuses_and_leaves_no_input_behind(client, deploy, objects):
+def test_a_full_queue_refuses_and_leaves_no_input_behind(client, deploy, gateway):
     endpoint = deploy(max_queued=1)
     submit(client, endpoint)
     task_id = new_id("tsk")
@@ -191,7 +179,7 @@ def test_a_full_queue_refuses_and_leaves_no_input_behind(client, deploy, objects
     )
     assert (response.status_code, response.json()["error"]["type"]) == (429, "overloaded")
     assert response.headers["retry-after"]
-    assert not objects.exists(f"inputs/{task_id}")
+    assert not gateway.inputs_of(task_id)
 
 
 def test_a_large_result_is_fetched_whole_or_in_parts(client, deploy, forwarder, objects):
@@ -221,7 +209,7 @@ def test_the_result_of_a_failed_task_is_its_own_error(client, deploy, forwarder)
     early = client.get(url)
     assert (early.status_code, early.json()["error"]["type"]) == (409, "conflict")
     error = RemoteError("no such flower", exception_type="KeyError", exception_bases=["KeyError"], traceback="…")
-    forwarder.finish(task["id"], TaskStatus.FAILED, error=error.to_json())
+    forwarder.finish(task["id"], TaskStatus.FAILED, error=error.to_json()["error"])
     shown = client.get(f"/v1/tasks/{task['id']}").json()
     assert (shown["status"], shown["error"]["type"], shown["error"]["message"]) == (
         "failed",
@@ -236,10 +224,11 @@ def test_a_failed_task_is_queued_again_and_no_other(client, other_client, deploy
     task = submit(client, deploy())
     path = f"/v1/tasks/{task['id']}/requeue"
     assert client.post(path).status_code == 409
-    forwarder.finish(task["id"], TaskStatus.FAILED, error=RemoteError("no").to_json(), dead=True)
+    forwarder.finish(task["id"], TaskStatus.FAILED, error=RemoteError("no").to_json()["error"], dead=True)
     assert other_client.post(path).status_code == 404
     again = client.post(path)
-    assert (again.status_code, again.json()["status"], again.json()["attempt"]) == (202, "queued", 0)
+    shown = again.json()
+    assert (again.status_code, shown["status"], shown["attempt"], shown["max_attempts"]) == (202, "queued", 1, 4)
     forwarder.finish(task["id"], result_type="application/json", result=b"1")
     assert client.get(f"/v1/tasks/{task['id']}").json()["result"] == 1
 
@@ -284,8 +273,97 @@ def test_tasks_are_listed_newest_first_by_endpoint_and_status_page_by_page(clien
     assert [task["id"] for task in page["tasks"]] == [ids[2]]
     page = client.get("/v1/tasks", params={**params, "cursor": page["cursor"]}).json()
     assert [task["id"] for task in page["tasks"]] == [ids[1]]
-    assert client.get("/v1/tasks", params={"cursor": "x"}).status_code == 422
-    assert client.get("/v1/tasks", params={"status": "lost"}).status_code == 422
+    for params in ({"cursor": "x"}, {"cursor": "²"}, {"status": "lost"}, {"status": ["queued", "lost"]}):
+        assert client.get("/v1/tasks", params=params).status_code == 422
+
+
+def test_tasks_of_several_statuses_are_listed_in_one_order(client, deploy, forwarder):
+    endpoint = deploy()
+    ids = [submit(client, endpoint)["id"] for _ in range(4)]
+    forwarder.finish(ids[0], result_type="application/json", result=b"1")
+    forwarder.finish(ids[2], TaskStatus.FAILED, error=RemoteError("no").to_json()["error"])
+
+    def listed(*statuses, limit=100):
+        found, params = [], {"endpoint": endpoint.name, "status": statuses, "limit": limit}
+        while True:
+            page = client.get("/v1/tasks", params=params).json()
+            found += [ids.index(task["id"]) for task in page["tasks"]]
+            if page["cursor"] is None:
+                return found
+            params["cursor"] = page["cursor"]
+
+    assert listed("queued", "failed") == listed("failed", "queued", "failed", limit=1) == [3, 2, 1]
+    assert listed("succeeded", "failed") == [2, 0]
+    assert listed("failed") == [2]
+    assert listed() == [3, 2, 1, 0]
+
+
+def test_a_filter_that_there_is_not_is_refused_and_the_others_are_named(client, gateway):
+    answer = client.get("/v1/tasks", params={"state": "failed"})
+    assert (answer.status_code, answer.json()["error"]["context"]) == (422, {"field": "state"})
+    for known in ("endpoint", "status", "dead", "cursor", "limit"):
+        assert known in answer.json()["error"]["message"]
+    assert httpx.get(f"{gateway.url}/v1/tasks?state=failed", trust_env=False).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"ids": ["tsk_1",]}', "(char 17)"),
+        (b'{"ids": ', "(char 8)"),
+        (b'{"ids": ["\xff"]}', "no UTF-8"),
+        (b'{"ids": []}', "ids: "),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused_alike_on_every_route(client, body, says):
+    answer = client.post("/v1/tasks/events", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (422, "invalid_request")
+    assert says in answer.json()["error"]["message"]
+
+
+def test_tasks_of_an_endpoint_that_is_deleted_say_why_they_were_cancelled(client, deploy, forwarder):
+    endpoint = deploy()
+    queued, running, mine, done = (submit(client, endpoint)["id"] for _ in range(4))
+    claim = forwarder.claim(running)
+    forwarder.finish(done, result_type="application/json", result=b"1")
+    client.delete(f"/v1/tasks/{mine}")
+    assert forwarder.tasks.forget_endpoint(endpoint.id) == 1
+    assert client.get(f"/v1/tasks/{running}").json()["error"] is None, "it goes on until its forwarder has stopped it"
+    forwarder.tasks.finish(claim, TaskStatus.CANCELLED, reason="cancelled")
+    for task_id in (queued, running):
+        task = client.get(f"/v1/tasks/{task_id}").json()
+        assert (task["status"], task["error"]["type"]) == ("cancelled", "task_cancelled")
+        assert "endpoint was deleted" in task["error"]["message"]
+        assert "endpoint was deleted" in client.get(f"/v1/tasks/{task_id}/result").json()["error"]["message"]
+    assert [client.get(f"/v1/tasks/{task_id}").json()["error"] for task_id in (mine, done)] == [None, None]
+
+
+def test_a_task_that_ends_before_the_deletion_reaches_it_shows_no_error(client, deploy, forwarder):
+    endpoint = deploy()
+    task = submit(client, endpoint)
+    claim = forwarder.claim(task["id"])
+    forwarder.tasks.forget_endpoint(endpoint.id)
+    forwarder.tasks.finish(claim, TaskStatus.SUCCEEDED, reason="", result_type="application/json", result=b"1")
+    shown = client.get(f"/v1/tasks/{task['id']}").json()
+    assert (shown["status"], shown["error"]) == ("succeeded", None)
+
+
+@pytest.mark.parametrize("how", ["deleting", "gone"])
+def test_a_failed_task_whose_endpoint_is_gone_is_not_queued_again(client, deploy, forwarder, how):
+    endpoint = deploy()
+    task = submit(client, endpoint)
+    forwarder.finish(task["id"], TaskStatus.FAILED, error=RemoteError("no").to_json()["error"])
+    if how == "gone":
+        endpoint.remove()
+    else:
+        endpoint.serve(status=EndpointStatus.DELETING)
+    path = f"/v1/tasks/{task['id']}"
+    wait_until(lambda: how != "gone" or client.get(path).json()["endpoint"] is None)
+    wait_until(lambda: how == "gone" or client.post(f"/v1/endpoints/{endpoint.name}/tasks", json={}).status_code == 409)
+    answer = client.post(f"{path}/requeue")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (409, "conflict")
+    assert "endpoint was deleted" in answer.json()["error"]["message"]
+    assert client.get(path).json()["status"] == "failed"
 
 
 def test_a_call_that_prefers_to_be_answered_later_becomes_a_task(client, worker, deploy):
@@ -319,7 +397,6 @@ def test_an_endpoint_that_is_being_deleted_takes_no_tasks(client, deploy):
 def test_many_long_polls_share_one_subscription(gateway, client, deploy, forwarder):
     endpoint = deploy()
     ids = [submit(client, endpoint)["id"] for _ in range(20)]
-    before = gateway.redis.execute_command("PUBSUB", "NUMSUB", "done")
     answers = []
 
     def wait(task_id):
@@ -328,9 +405,10 @@ def test_many_long_polls_share_one_subscription(gateway, client, deploy, forward
     callers = [threading.Thread(target=wait, args=(task_id,)) for task_id in ids]
     for caller in callers:
         caller.start()
+    wait_until(lambda: gateway.redis.pubsub_numsub("done")[0][1])
     for task_id in ids:
+        assert gateway.redis.pubsub_numsub("done") == [(b"done", 1)]
         forwarder.finish(task_id, result_type="application/json", result=b"1")
     for caller in callers:
         caller.join(30)
     assert answers == ["succeeded"] * 20
-    assert gateway.redis.execute_command("PUBSUB", "NUMSUB", "done") == before == [b"done", 1]

@@ -16,7 +16,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import cloudpickle
 
-from brinery.errors import AuthenticationError, BrineryError, ConflictError, NotFoundError, RemoteError
+from brinery.errors import (
+    AuthenticationError,
+    BrineryError,
+    ConflictError,
+    NotFoundError,
+    OverloadedError,
+    RemoteError,
+)
 from brinery.spec import CONTENT_EVENTS, CONTENT_JSON, CONTENT_PICKLE
 
 KEY = "brn_little"
@@ -41,12 +48,25 @@ class LittleGateway:
         self.outcome = {"status": "ready", "reason": ""}
         self.info = {"version": "0", "python": [PYTHON], "cloudpickle": cloudpickle.__version__, "runtime": "process"}
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.most_open: int | None = None
+        """How many tasks may be open; a submission above it is answered with 429."""
+        self.retry_after_seconds = 0.05
+        self.refusals = 0
         self.drops: list[str] = []
         """For each entry, one request whose ``METHOD /path`` begins with it is cut off before it is answered."""
         self.drops_after: list[str] = []
         """The same, but what was asked for happens first."""
         self.drops_waiting: list[str] = []
-        """The same, in the middle of a long-poll."""
+        """The same, in the middle of a long-poll or of a stream of tasks; there, once for each entry."""
+        self.dead: list[str] = []
+        self.attempts: dict[str, list[dict[str, Any]]] = {}
+        self.inputs: dict[str, tuple[str, bytes]] = {}
+        self.refused = ""
+        """A path that is answered with 409."""
+        self.following: list[list[str]] = []
+        """The ids of each stream of tasks that was asked for."""
+        self.streams = 0
+        """How many of these are open now."""
         self.changed = threading.Condition()
         self.port = 0
         self._server: _Server | None = None
@@ -126,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         gateway, parts = self.server.gateway, urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(parts.path)
-        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        query = {name: ",".join(values) for name, values in parse_qs(parts.query).items()}
         gateway.requests.append((self.command, path, dict(self.headers.items())))
         try:
             status, kind, content = self.checked_answer(gateway, path, query, body)
@@ -146,9 +166,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
             self.end_headers()
             self.close_connection = True
-            for piece in content:
-                self.wfile.write(piece)
-                self.wfile.flush()
+            try:
+                for piece in content:
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+            except _CutError:
+                self.connection.shutdown(socket.SHUT_RDWR)
+            finally:
+                content.close()
 
     do_GET = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - the standard library's names
 
@@ -166,6 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise _CutError
         if self.headers.get("Authorization") != f"Bearer {KEY}":
             raise AuthenticationError
+        if path == gateway.refused:
+            raise ConflictError("Refused.")
         answer = self.answer(gateway, path, query, body)
         if self._cut(gateway.drops_after, path):
             raise _CutError
@@ -197,7 +224,15 @@ class _Handler(BaseHTTPRequestHandler):
             case "PUT", ["endpoints", name, "tasks", task_id]:
                 return _json(202, self.accept(gateway, name, task_id, body))
             case "GET", ["tasks"]:
-                return _json(200, {"tasks": list(gateway.tasks.values())})
+                return _json(200, _page(gateway, query))
+            case "POST", ["tasks", "events"]:
+                return 200, CONTENT_EVENTS, self.follow(gateway, json.loads(body)["ids"])
+            case "GET", ["tasks", task_id, "attempts"]:
+                return _json(200, {"attempts": gateway.attempts.get(task_id, [])})
+            case "GET", ["tasks", task_id, "input"]:
+                return 200, *_known(gateway.inputs, task_id)
+            case "POST", ["tasks", task_id, "requeue" | "drop" as verb]:
+                return _json(202, _bury(gateway, task_id, verb))
             case "GET", ["tasks", task_id, "result"]:
                 kind, content = gateway.results[task_id]
                 return 200, kind, content
@@ -224,11 +259,46 @@ class _Handler(BaseHTTPRequestHandler):
         _known(gateway.functions, name)
         if task_id in gateway.tasks:
             return gateway.tasks[task_id]
-        task = {"id": task_id, "endpoint": name, "status": "queued", "attempt": 1, "max_attempts": 3, "created_at": 1.0}
-        gateway.tasks[task_id] = task | {"finished_at": None, "error": None}
+        with gateway.changed:  # requests come in threads of their own
+            open_now = sum(task["status"] == "queued" for task in gateway.tasks.values())
+            if gateway.most_open is not None and open_now >= gateway.most_open:
+                gateway.refusals += 1
+                raise OverloadedError("The queue is full.", retry_after_seconds=gateway.retry_after_seconds)
+            task = self.note(gateway, name, task_id, body)
         if name not in gateway.held:
             gateway.run(task, json.loads(body))
         return gateway.tasks[task_id]
+
+    def note(self, gateway: LittleGateway, name: str, task_id: str, body: bytes) -> dict[str, Any]:
+        task = {"id": task_id, "endpoint": name, "status": "queued", "attempt": 1, "max_attempts": 3, "created_at": 1.0}
+        gateway.inputs[task_id] = self.headers["Content-Type"], body
+        gateway.tasks[task_id] = task | {"finished_at": None, "error": None}
+        return gateway.tasks[task_id]
+
+    def follow(self, gateway: LittleGateway, ids: list[str]) -> Iterator[bytes]:
+        gateway.following.append(ids)
+        gateway.streams += 1
+        try:
+            yield from self._finals(gateway, ids)
+        finally:
+            gateway.streams -= 1
+
+    def _finals(self, gateway: LittleGateway, ids: list[str]) -> Iterator[bytes]:
+        left = dict.fromkeys(ids)
+        while left:
+            with gateway.changed:
+                ready = [one for one in left if gateway.tasks.get(one, {}).get("status") not in {"queued", "running"}]
+                if not ready:
+                    gateway.changed.wait(0.05)
+            if self._cut(gateway.drops_waiting, self.path):
+                raise _CutError
+            for one in ready:
+                del left[one]
+                if one in gateway.tasks:
+                    yield b"data: " + json.dumps(gateway.tasks[one]).encode() + b"\n\n"
+                else:
+                    yield b"event: missing\ndata: " + json.dumps({"id": one}).encode() + b"\n\n"
+            yield b": keep-alive\n\n"
 
     def wait(self, gateway: LittleGateway, task_id: str, seconds: float) -> dict[str, Any]:
         task, until = _known(gateway.tasks, task_id), time.monotonic() + seconds
@@ -248,6 +318,34 @@ def _known(things: dict[str, Any], name: str) -> Any:
     if name not in things:
         raise NotFoundError(f"There is no {name!r}.")
     return things[name]
+
+
+def _page(gateway: LittleGateway, query: dict[str, str]) -> dict[str, Any]:
+    found = [
+        task
+        for task in reversed(gateway.tasks.values())
+        if query.get("endpoint", task["endpoint"]) == task["endpoint"]
+        and task["status"] in query.get("status", task["status"]).split(",")
+        and (query.get("dead") != "true" or task["id"] in gateway.dead)
+    ]
+    start = int(query.get("cursor", 0))
+    end = start + int(query["limit"])
+    return {"tasks": found[start:end], "cursor": str(end) if end < len(found) else None}
+
+
+def _bury(gateway: LittleGateway, task_id: str, verb: str) -> dict[str, Any]:
+    task = _known(gateway.tasks, task_id)
+    if verb == "requeue" and task["status"] != "failed":
+        raise ConflictError(f"The task is {task['status']}; only a failed one can be queued again.", task_id=task_id)
+    if task["status"] in {"queued", "running"}:
+        raise ConflictError(f"The task is {task['status']}; cancel it first.", task_id=task_id)
+    if task_id in gateway.dead:
+        gateway.dead.remove(task_id)
+    if verb == "drop":
+        del gateway.tasks[task_id]
+        return {"id": task_id, "status": "dropped"}
+    gateway.finish(task_id, status="queued", error=None, finished_at=None)
+    return dict(task)
 
 
 def _endpoint(gateway: LittleGateway, name: str, spec: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from brinery import (
     endpoint,
 )
 from brinery.calls import Calls
-from brinery.client import Client, server_sent_events
+from brinery.client import Client
+from brinery.sse import server_sent_events
 
 
 class Colour(enum.Enum):

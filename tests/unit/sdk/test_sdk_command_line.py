@@ -8,6 +8,7 @@ import pytest
 from little_gateway import KEY
 
 from brinery import RemoteError
+from brinery.choices import HEADERS
 from brinery.cli.code import endpoints_in
 from brinery.errors import InvalidRequestError
 
@@ -172,6 +173,54 @@ def test_submit_prints_the_id_or_the_record_or_the_result(gateway, run):
     record = json.loads(run("submit", "double", "x=3", "--json", "--priority", "7").stdout)
     assert (record["status"], record["result"]) == ("succeeded", 6)
     assert json.loads(run("submit", "double", "x=4", "--wait").stdout) == 8
+
+
+def test_submit_takes_every_option_of_a_task(gateway, run):
+    gateway.functions["double"] = lambda x: 2 * x
+    given = {
+        "--priority": "9",
+        "--max-attempts": "5",
+        "--timeout-seconds": "2.5",
+        "--expires-in-seconds": "60",
+        "--result-ttl-seconds": "120",
+        "--webhook": "https://example.org/hook",
+        "--idempotency-key": "once",
+    }
+    options = [part for option in given.items() for part in option]
+    run("submit", "double", "x=2", *options, "--retry-for", "ValueError", "--retry-for", "HTTP 503")
+    sent = gateway.requests[-1][2]
+    headers = {HEADERS[name]: sent.get(HEADERS[name]) for name in HEADERS}
+    assert headers == {
+        **{HEADERS[option[2:].replace("-", "_")]: value for option, value in given.items()},
+        "X-Brinery-Timeout-Seconds": "2.5",
+        "X-Brinery-Expires-In-Seconds": "60.0",
+        "X-Brinery-Result-Ttl-Seconds": "120.0",
+        "X-Brinery-Retry-For": "ValueError, HTTP 503",
+    }
+    run("submit", "double", "x=2")
+    assert not set(HEADERS.values()) & set(gateway.requests[-1][2])
+    for option in (*given, "--retry-for"):
+        assert option in run("submit", "--help").stdout
+
+
+def test_a_webhook_with_a_password_comes_from_a_file_and_what_is_wrong_is_one_line(gateway, desk, run):
+    gateway.functions["double"] = lambda x: 2 * x
+    hook = {"url": "https://example.org/hook", "username": "ann", "password": "hidden"}
+    run("submit", "double", "x=2", "--webhook", f"@{desk.write('hook.json', json.dumps(hook))}")
+    assert json.loads(gateway.requests[-1][2][HEADERS["webhook"]]) == hook
+    asked = len(gateway.requests)
+    for option, value, text in (
+        ("--priority", "10", "priority is 10, and must be at most 9"),
+        ("--webhook", "{", "--webhook is not JSON"),
+        ("--webhook", "@nowhere", "--webhook @nowhere"),
+        ("--webhook", "https://example.org/a b", "without blanks"),
+        ("--retry-for", "HTTP", "'HTTP 503'"),
+        ("--expires-in-seconds", "inf", "expires_in_seconds is a number, not inf"),
+    ):
+        done = run("submit", "double", "x=2", option, value, check=False)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert text in done.stderr
+    assert len(gateway.requests) == asked
 
 
 def test_tasks_are_shown_listed_and_cancelled(gateway, run):

@@ -1,7 +1,6 @@
 """Futures over real HTTP: they come back however the connection is treated, and say what became of the task."""
 
 import asyncio
-import itertools
 import threading
 
 import pytest
@@ -16,7 +15,7 @@ from brinery import (
     UpstreamTimeoutError,
     endpoint,
 )
-from brinery.calls import MAP_AHEAD, Calls
+from brinery.calls import Calls
 from brinery.spec import CONTENT_PICKLE, TaskStatus
 
 ID = "tsk_1"
@@ -170,27 +169,6 @@ def test_a_pickled_result_is_opened_for_whoever_asks_for_it(gateway, client, hel
     assert Future.from_id(future.id, client=client, pickled=True).get() == {1, 2}
 
 
-def test_many_futures_are_awaited_on_one_loop_without_a_thread_each(gateway, held):
-    async def run():
-        futures = await asyncio.gather(*(held.asubmit(i) for i in range(50)))
-        waits = [asyncio.ensure_future(_await(future)) for future in futures]
-        while len(polls(gateway)) < 50:
-            await asyncio.sleep(0.01)
-        threads = [thread for thread in threading.enumerate() if "process_request" not in thread.name]
-        for i, future in enumerate(futures):
-            gateway.succeed(future.id, i)
-        return await asyncio.gather(*waits), len(threads)
-
-    before = len([thread for thread in threading.enumerate() if "process_request" not in thread.name])
-    results, threads = asyncio.run(run())
-    assert results == list(range(50))
-    assert threads == before
-
-
-async def _await(future):
-    return await future
-
-
 def test_an_awaited_future_has_its_timeout_and_survives_a_cut(gateway, held):
     async def run(future, timeout):
         return await future.aget(timeout=timeout)
@@ -202,48 +180,3 @@ def test_an_awaited_future_has_its_timeout_and_survives_a_cut(gateway, held):
     thread = later(gateway, future, "there", after=lambda: not gateway.drops_waiting)
     assert asyncio.run(run(future, 20)) == "there"
     thread.join()
-
-
-def test_a_map_keeps_the_order_and_takes_items_as_results_are_consumed(double):
-    taken = []
-
-    def items():
-        for i in itertools.count():
-            taken.append(i)
-            yield i
-
-    results = double.map(items())
-    assert not taken
-    assert list(itertools.islice(results, 10)) == [2 * i for i in range(10)]
-    assert len(taken) <= MAP_AHEAD + 10
-    results.close()
-    assert list(double.map([])) == []
-
-
-def test_a_starmap_takes_arguments_or_keywords(gateway, client):
-    gateway.functions["add"] = lambda a, b=0: a + b
-    signature = endpoint(lambda a, b=0: a + b, name="add").parameters()
-    add = Calls("add", signature=signature, client=client)
-    assert list(add.starmap([(1, 2), [3], {"a": 4, "b": 5}])) == [3, 3, 9]
-
-
-def test_a_map_that_fails_or_is_left_cancels_what_is_open(gateway, held):
-    results = held.map(range(5))
-    thread = threading.Thread(target=lambda: _finish_first(gateway))
-    thread.start()
-    assert next(results) == "first"
-    thread.join()
-    results.close()
-    assert sorted(task["status"] for task in gateway.tasks.values()) == ["cancelled"] * 4 + ["succeeded"]
-
-
-def _finish_first(gateway):
-    while not polls(gateway):
-        with gateway.changed:
-            gateway.changed.wait(0.01)
-    gateway.succeed(polls(gateway)[0][1].rpartition("/")[2], "first")
-
-
-def test_a_map_refuses_one_idempotency_key_for_all(double):
-    with pytest.raises(InvalidRequestError, match="idempotency_key"):
-        double.options(idempotency_key="k").map([1])

@@ -1,4 +1,4 @@
-"""The shared page and the words for exits."""
+"""The shared page, the words for exits, and the memory of how requests ended."""
 
 import os
 import signal
@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from brinery_worker.board import Board, Occupied
-from brinery_worker.exits import describe_exit, out_of_memory_kills
+from brinery_worker.exits import Exit, describe_exit, out_of_memory_kills
+from brinery_worker.fates import FATES_KEPT, Fates
 
 
 def test_what_one_side_writes_the_other_reads():
@@ -47,3 +48,25 @@ def test_exits_are_told_apart(status, because, memory, code, number, text):
 
 def test_the_kernel_can_always_be_asked_for_memory_kills():
     assert out_of_memory_kills() >= 0
+
+
+def occupied(*names):
+    return [Occupied(slot, slot + 1, name, 0.0) for slot, name in enumerate(names)]
+
+
+def test_a_forced_stop_is_told_apart_from_its_neighbours_and_from_a_crash():
+    fates = Fates()
+    ended = Exit(None, 9, "ended by us: req_a ran out of time")
+    fates.note(occupied(b"req_a", b"req_b", b"req_c"), ended, ours=True, stopped={b"req_a"})
+    assert fates.find(b"req_a") == {"fate": "stopped", "reason": ended.reason, "others": 2}
+    assert fates.find(b"req_b") == {"fate": "neighbour", "reason": ended.reason, "others": 2}
+    fates.note(occupied(b"req_d"), Exit(3, None, "exit code 3"), ours=False, stopped={b"req_d"})
+    assert fates.find(b"req_d") == {"fate": "crashed", "reason": "exit code 3", "others": 0}
+    assert fates.find(b"req_none")["fate"] == "unknown"
+
+
+def test_the_oldest_fates_are_forgotten_first():
+    fates = Fates()
+    for number in range(FATES_KEPT + 2):
+        fates.note(occupied(f"req_{number}".encode()), Exit(3, None, "exit"), ours=False, stopped=())
+    assert [fates.find(f"req_{number}".encode())["fate"] for number in (0, 1, 2)] == ["unknown", "unknown", "crashed"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,15 @@ from brinery.config import read_config
 from brinery_platform.embedded_redis import embedded_url
 from brinery_platform.routes import ROUTING, EndpointRoute
 
+ROLES: Final = (
+    ("Redis", re.compile(r"valkey|redis-server")),
+    ("worker", re.compile(r"brinery_worker")),
+    ("gateway", re.compile(r"brinery_platform\.gateway|uvicorn")),
+    ("controller", re.compile(r"brinery_platform\.controller")),
+    ("forwarder", re.compile(r"brinery_platform\.forwarder")),
+    ("builder", re.compile(r"brinery_platform\.(builder|environments)|celery")),
+    ("`up`", re.compile(r"brinery.* up\b|brinery_platform\.up")),
+)
 BRINERY: Final = Path(sys.executable).with_name("brinery")
 
 
@@ -45,9 +55,17 @@ class Stack:
         own = {process.pid for process in family([os.getpid()])}
         return [process for process in family(marked) if process.pid not in own]
 
+    def redis(self) -> Redis:
+        """Return a client of the embedded Redis."""
+        return Redis.from_url(embedded_url(self.home))
+
+    def role(self, name: str) -> list[psutil.Process]:
+        """Return the live processes of one role, see `role_of`."""
+        return [process for process in self.processes() if role_of(process) == name]
+
     def route(self, endpoint: str) -> EndpointRoute:
         """Return an endpoint's entry in the routing table, as gateway and forwarder see it."""
-        with Redis.from_url(embedded_url(self.home)) as redis:
+        with self.redis() as redis:
             routes = [EndpointRoute.loads(raw) for raw in redis.hgetall(ROUTING).values()]
         return next(route for route in routes if route.spec.name == endpoint)
 
@@ -84,10 +102,13 @@ class Stack:
 
 
 @contextmanager
-def running_stack() -> Iterator[Stack]:
+def running_stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """Run the whole platform with its default settings, in a home of its own, for the length of a block.
 
     The SDK in this process is pointed at it.
+
+    Args:
+        settings: Environment variables that are not to have their defaults.
 
     Raises:
         BenchmarkError: It did not start, or left a process behind.
@@ -97,6 +118,7 @@ def running_stack() -> Iterator[Stack]:
         for name in [name for name in os.environ if name.startswith("BRINERY_")]:
             del os.environ[name]  # default settings are measured, and the user's own platform is left alone
         os.environ["BRINERY_HOME"] = str(home)  # where the SDK in this process finds URL and key
+        os.environ.update(settings or {})
         stack = None
         try:
             _brinery("up", "--detach", "--home", str(home), "--port", str(port))
@@ -110,6 +132,14 @@ def running_stack() -> Iterator[Stack]:
                 if names := [" ".join(process.cmdline())[:120] for process in left if _alive(process)]:
                     end(left)
                     raise BenchmarkError(f"`brinery down` left processes behind: {names}")
+
+
+def role_of(process: psutil.Process) -> str:
+    """Return which part of the platform a process is, by its command line; ``other`` for one that has ended."""
+    with suppress(psutil.NoSuchProcess):
+        command = " ".join(process.cmdline())
+        return next((name for name, pattern in ROLES if pattern.search(command)), "other")
+    return "other"
 
 
 def _alive(process: psutil.Process) -> bool:
