@@ -30,6 +30,7 @@ from brinery_platform.runtimes.detached import Identity
 START_SECONDS: Final = 120.0
 """How long it may take to load its data; about 1 GiB in ten seconds."""
 STOP_SECONDS: Final = 30.0
+REAP_SECONDS: Final = 10.0
 PING_SECONDS: Final = 0.02
 PORTS: Final = range(20_000, 32_000)
 """Below the ports that the kernel gives to outgoing connections: one of those would be in the way at a restart."""
@@ -137,6 +138,9 @@ class EmbeddedRedis:
         _write_private(config, self._configuration())
         if self._log.exists():
             logfiles.rotate(self._log)
+        if self._child is not None:
+            # The one before is dead, but while the last of its threads ends there is nothing to reap.
+            self._child.wait(timeout=REAP_SECONDS)
         self._child = detached.spawn(
             [str(binary), str(config)],
             environment={detached.MARK_VARIABLE: self._mark},

@@ -1,5 +1,7 @@
 """`kill -9` of every part of the platform, alone and together, in the middle of 300 tasks."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,7 +12,9 @@ from victims import kill, kill_everything_and_start, kill_with_a_message_in_its_
 from stack import wait_until
 
 LOCAL_SECONDS = 3.0
-"""How soon the platform has to run again when one of its processes was killed."""
+"""How soon the platform has to run again when one of its processes was killed; see `local_seconds`."""
+IMPORTS = 2.5
+"""How many times what a gateway's imports take that may be, on a machine that is slow just now."""
 BEFORE = 60
 """Tasks that have run when the fault happens."""
 
@@ -23,11 +27,18 @@ def load(stack):
     return load
 
 
+def local_seconds():
+    """Return the limit: three seconds, or more where a process that only imports takes more than one."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import brinery_platform.gateway.__main__"], check=True, timeout=60)
+    return max(LOCAL_SECONDS, IMPORTS * (time.monotonic() - began))
+
+
 def test_forwarder(stack, load):
     """The controller sees the exit, requeues what the forwarder ran as attempts that count, and starts another one."""
     at = kill(stack, "forwarder")
     load.join()
-    assert_nothing_lost(settle(load, "forwarder killed", at), within_seconds=LOCAL_SECONDS)
+    assert_nothing_lost(settle(load, "forwarder killed", at), within_seconds=local_seconds())
 
 
 def test_forwarder_with_a_popped_message(stack):
@@ -42,7 +53,7 @@ def test_worker(stack, load):
     """A connection that ends is an attempt that counts; the forwarder requeues it, the controller starts a worker."""
     at = kill(stack, "worker")
     load.join()
-    assert_nothing_lost(settle(load, "worker killed", at), within_seconds=LOCAL_SECONDS)
+    assert_nothing_lost(settle(load, "worker killed", at), within_seconds=local_seconds())
 
 
 def test_worker_and_forwarder(stack, load):
@@ -60,7 +71,7 @@ def test_gateway(stack, load):
     load.join()
     ledger = settle(load, "gateway killed", at)
     ledger.recovery_seconds = again
-    assert_nothing_lost(ledger, twice_allowed=False, within_seconds=LOCAL_SECONDS)
+    assert_nothing_lost(ledger, twice_allowed=False, within_seconds=local_seconds())
 
 
 def test_controller(stack, load):
@@ -71,7 +82,7 @@ def test_controller(stack, load):
     load.join()
     ledger = settle(load, "controller killed", at)
     ledger.recovery_seconds = again
-    assert_nothing_lost(ledger, twice_allowed=False, within_seconds=LOCAL_SECONDS)
+    assert_nothing_lost(ledger, twice_allowed=False, within_seconds=local_seconds())
 
 
 def test_controller_and_forwarder(stack, load):
@@ -85,7 +96,7 @@ def test_redis(stack, load):
     """Every accepted write is on the disk before it is answered; all others wait for the server to be back."""
     at = kill(stack, "redis")
     load.join()
-    assert_nothing_lost(settle(load, "Redis killed", at), twice_allowed=False, within_seconds=LOCAL_SECONDS)
+    assert_nothing_lost(settle(load, "Redis killed", at), twice_allowed=False, within_seconds=local_seconds())
 
 
 def test_everything(stack, load):

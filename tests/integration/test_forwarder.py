@@ -191,7 +191,7 @@ def test_no_more_tasks_run_than_there_are_slots_and_more_workers_take_more(redis
     with worker_stub() as second:
         write_route(redis_client, ENDPOINT, stub.url, second.url)
         wait_for(lambda: running() == 8)
-        assert len(second.calls) == 4
+        wait_for(lambda: len(second.calls) == 4)
         assert not redis_client.exists("unacked"), "what is in hand is counted here and noted nowhere else"
         for task_id in ids:
             tasks.cancel(task_id)

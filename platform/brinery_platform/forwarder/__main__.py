@@ -58,6 +58,7 @@ class Forwarder:
         self._ended = threading.Event()
         self._slots = Slots()
         self._consumer: Any = None
+        self._adjusting = threading.Lock()  # or a number of slots that came while Celery connects would be forgotten
         self._loaded = b""
         tasks = Tasks(self._client)
         self._incarnation = Incarnation(tasks, running_id)
@@ -114,11 +115,12 @@ class Forwarder:
 
     def on_connected(self, consumer: Any) -> None:
         """Take as many messages from now on as there are slots; called on Celery's thread at each (re)connection."""
-        self._consumer = consumer
-        prefetch = self._slots.prefetch
-        consumer.initial_prefetch_count = prefetch
-        consumer.qos.value = prefetch
-        consumer.qos.set(prefetch)
+        with self._adjusting:
+            self._consumer = consumer
+            prefetch = self._slots.prefetch
+            consumer.initial_prefetch_count = prefetch
+            consumer.qos.value = prefetch
+            consumer.qos.set(prefetch)
 
     def _register_patiently(self) -> None:
         while True:
@@ -169,13 +171,14 @@ class Forwarder:
             raw = self._client.hget(ROUTING, self._endpoint_id)
         self._slots.update(EndpointRoute.loads(raw) if isinstance(raw, bytes) else None)
         self.work.calls.forget(self._slots.workers)
-        if self._consumer is not None and self._consumer.qos is not None:
-            qos = self._consumer.qos
-            change = self._slots.prefetch - qos.value
-            if change > 0:
-                qos.increment_eventually(change)
-            elif change < 0:
-                qos.decrement_eventually(-change)
+        with self._adjusting:
+            if self._consumer is not None and self._consumer.qos is not None:
+                qos = self._consumer.qos
+                change = self._slots.prefetch - qos.value
+                if change > 0:
+                    qos.increment_eventually(change)
+                elif change < 0:
+                    qos.decrement_eventually(-change)
 
     def _pulse(self) -> None:
         """Once a second: renew the lease, write the load, cut what is late."""
