@@ -18,7 +18,7 @@ import httpx
 from brinery_stack import Stack, running_stack
 from harness import BENCH, BenchmarkError, keep, percentile, pss_mib, table, wait_until
 from raw_http import connections, submit_all
-from workload import ARGUMENTS, describe
+from workload import ARGUMENTS, describe, stall
 
 import brinery
 from brinery.client import default_client
@@ -33,11 +33,6 @@ QUIET_SECONDS: Final = 10
 CONNECTIONS: Final = 32
 ROUNDS: Final = 3
 ALL_DONE_SECONDS: Final = 900
-
-
-def stall(numbers: list[float]) -> None:
-    """Take a worker's only slot for good, so that whatever comes after it waits in the queue."""
-    time.sleep(3600 + len(numbers))
 
 
 def run(*, seconds: int) -> None:
@@ -63,9 +58,10 @@ def run(*, seconds: int) -> None:
         print(f"{MANY} at once: {figures['at_once']}", flush=True)
         with stalled("long"):
             figures["empty"] = looks(stack, "long")
+            before = used_bytes(stack)
             asyncio.run(submit_all(stack.url, stack.api_key, "long", ids(LONG), BODY, at_once=CONNECTIONS))
             figures["full"] = looks(stack, "long")
-            figures["bytes_per_queued_task"] = queued_bytes(stack)
+            figures["bytes_per_queued_task"] = (used_bytes(stack) - before) / LONG
     keep("load", figures, report(figures))
 
 
@@ -226,10 +222,10 @@ def looks(stack: Stack, endpoint: str) -> dict[str, float]:
         }
 
 
-def queued_bytes(stack: Stack) -> float:
-    """Return how much memory Redis has for each task that is queued now."""
+def used_bytes(stack: Stack) -> float:
+    """Return how much memory Redis has for its data."""
     with stack.redis() as redis:
-        return float(redis.info("memory")["used_memory"]) / LONG
+        return float(redis.info("memory")["used_memory"])
 
 
 # ------------------------------------------------------------------------------------------------------------ report
