@@ -13,6 +13,7 @@ ROOTS = {"brinery": "sdk", "brinery_platform": "platform", "brinery_worker": "wo
 SDK_FOR_WORKER = {"brinery.spec", "brinery.errors", "brinery.request"}
 SDK_FOR_PLATFORM = {
     "brinery.spec",
+    "brinery.checks",
     "brinery.errors",
     "brinery.config",
 }  # config: `up` writes the user's profile

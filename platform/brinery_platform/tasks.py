@@ -225,10 +225,6 @@ class Tasks:
         return [task_id for task_id, flag in zip(task_ids, flags, strict=True) if flag]
 
     # ----------------------------------------------------------------------------------------- for the controller
-    def backlog(self, endpoint_id: str) -> Backlog:
-        """Count an endpoint's tasks, in one round trip."""
-        return self._run(transitions.backlog(endpoint_id))
-
     def backlogs(self) -> dict[str, Backlog]:
         """Count the tasks of every endpoint that has open ones, in three round trips however many there are."""
         endpoint_ids = self._busy_endpoints()
@@ -243,18 +239,6 @@ class Tasks:
     def _busy_endpoints(self) -> list[str]:
         with redis_errors():
             return sorted(raw.decode() for raw in cast("set[bytes]", self._redis.smembers("endpoints")))
-
-    def open_count(self, endpoint_id: str) -> int:
-        """Return how many tasks of an endpoint are not final."""
-        return self.backlog(endpoint_id).open
-
-    def queued_count(self, endpoint_id: str) -> int:
-        """Return how many tasks of an endpoint wait for a worker; those in a back-off are not counted."""
-        return self.backlog(endpoint_id).queued
-
-    def oldest_queued_at(self, endpoint_id: str) -> float | None:
-        """Return since when the longest waiting task waits, seconds since the epoch."""
-        return self.backlog(endpoint_id).oldest_queued_at
 
     def forwarders(self) -> list[tuple[str, str]]:
         """Return the ``fwd_…`` and the host of every forwarder that is registered, alive or not."""

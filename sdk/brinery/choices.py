@@ -13,37 +13,15 @@ from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
+from brinery.checks import check_retry_for
 from brinery.errors import InvalidRequestError
-from brinery.spec import (
-    HEADER_EXPIRES_IN_SECONDS,
-    HEADER_IDEMPOTENCY_KEY,
-    HEADER_MAX_ATTEMPTS,
-    HEADER_PRIORITY,
-    HEADER_RESULT_TTL_SECONDS,
-    HEADER_RETRY_FOR,
-    HEADER_TIMEOUT_SECONDS,
-    HEADER_WEBHOOK,
-    TaskOptions,
-    Webhook,
-    check_retry_for,
-    to_json,
-)
+from brinery.spec import TASK_HEADERS, TaskOptions, Webhook, to_json
 
 WebhookChoice = str | Mapping[str, str] | Webhook
 """A URL, or one with ``username`` and ``password``."""
 RetryChoice = str | type[BaseException]
 """An exception's class or name, or a worker's status such as ``HTTP 503``."""
 
-HEADERS: Final = {
-    "priority": HEADER_PRIORITY,
-    "timeout_seconds": HEADER_TIMEOUT_SECONDS,
-    "idempotency_key": HEADER_IDEMPOTENCY_KEY,
-    "max_attempts": HEADER_MAX_ATTEMPTS,
-    "expires_in_seconds": HEADER_EXPIRES_IN_SECONDS,
-    "result_ttl_seconds": HEADER_RESULT_TTL_SECONDS,
-    "retry_for": HEADER_RETRY_FOR,
-    "webhook": HEADER_WEBHOOK,
-}
 _KINDS: Final = {int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -73,9 +51,9 @@ def as_headers(choices: Mapping[str, Any]) -> dict[str, str]:
         InvalidRequestError: A value is wrong; the text says which and what would be right.
     """
     return {
-        HEADERS[name]: _as_header(name, value)
+        TASK_HEADERS[name]: _as_header(name, value)
         for name, value in choices.items()
-        if name in HEADERS and value is not None
+        if name in TASK_HEADERS and value is not None
     }
 
 
@@ -101,7 +79,7 @@ def _as_header(name: str, value: Any) -> str:
 
 
 def retry_names(given: Any) -> list[str]:
-    """Return what `brinery.spec.check_retry_for` takes, from names, statuses and exception classes.
+    """Return what `brinery.checks.check_retry_for` takes, from names, statuses and exception classes.
 
     A class becomes its module and name. Built-in ones become their name alone, and so do those of ``__main__``, which
     is another module in a worker, and those made in a function, which have no place in a module.

@@ -9,9 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from brinery.checks import check_name
 from brinery.choices import RetryChoice, WebhookChoice, check_names, retry_names, webhook
 from brinery.errors import InvalidRequestError
-from brinery.spec import BundleKind, EndpointSpec, check_name, from_json
+from brinery.spec import BundleKind, EndpointSpec, from_json
 
 # One pip requirement that names what it wants: options, paths and bare URLs would mean something else in the builder.
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[A-Za-z0-9._,\s-]*\])?\s*([@<>=!~;(].*)?")

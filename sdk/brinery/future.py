@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from brinery.checks import check_task_id
 from brinery.default import chosen_client
 from brinery.errors import (
     BrineryError,
@@ -18,7 +19,7 @@ from brinery.errors import (
     error_from_json,
 )
 from brinery.payload import decode
-from brinery.spec import MAX_WAIT_SECONDS, TaskStatus, check_task_id
+from brinery.spec import MAX_WAIT_SECONDS, TaskStatus
 from brinery.waits import WAIT_PATIENCE_SECONDS, deadline, shared_waits
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 import httpx
 
-from brinery.spec import MAX_WAIT_SECONDS, check_task_id
+from brinery.checks import check_task_id
+from brinery.spec import MAX_WAIT_SECONDS
 
 CONNECT_TIMEOUT_SECONDS: Final = 5.0
 READ_TIMEOUT_SECONDS: Final = 60.0

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, TypeVar, cast
-from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
+from brinery.checks import check_name, check_retry_for, check_webhook_url
 from brinery.errors import InvalidRequestError
 
 T = TypeVar("T")
-
-_TASK_ID: Final = re.compile(r"tsk_[A-Za-z0-9_-]{1,60}")
-_STATUS_SLIP: Final = re.compile(r"(HTTP|http)_?[0-9]*")
-"""What is meant as a status, such as ``HTTP503``; as a class's name it would never match."""
 
 # ---------------------------------------------------------------------------------------------- wire constants
 CONTENT_JSON: Final = "application/json"
@@ -36,15 +31,17 @@ HEADER_REQUEST_ID: Final = "X-Brinery-Request-Id"
 HEADER_TASK_ID: Final = "X-Brinery-Task-Id"
 HEADER_ATTEMPT: Final = "X-Brinery-Attempt"
 HEADER_TIMEOUT_SECONDS: Final = "X-Brinery-Timeout-Seconds"
-HEADER_IDEMPOTENCY_KEY: Final = "Idempotency-Key"
-HEADER_PRIORITY: Final = "X-Brinery-Priority"
-HEADER_MAX_ATTEMPTS: Final = "X-Brinery-Max-Attempts"
-HEADER_EXPIRES_IN_SECONDS: Final = "X-Brinery-Expires-In-Seconds"
-HEADER_RESULT_TTL_SECONDS: Final = "X-Brinery-Result-Ttl-Seconds"
-HEADER_RETRY_FOR: Final = "X-Brinery-Retry-For"
-"""Comma-separated, as `check_retry_for` takes its entries."""
-HEADER_WEBHOOK: Final = "X-Brinery-Webhook"
-"""A URL, or a `Webhook` as JSON in ASCII."""
+TASK_HEADERS: Final = {
+    "priority": "X-Brinery-Priority",
+    "max_attempts": "X-Brinery-Max-Attempts",
+    "timeout_seconds": HEADER_TIMEOUT_SECONDS,
+    "expires_in_seconds": "X-Brinery-Expires-In-Seconds",
+    "result_ttl_seconds": "X-Brinery-Result-Ttl-Seconds",
+    "retry_for": "X-Brinery-Retry-For",
+    "webhook": "X-Brinery-Webhook",
+    "idempotency_key": "Idempotency-Key",
+}
+"""Field of `TaskOptions` → its header: lists are comma-separated, a webhook is a URL or a `Webhook` as ASCII JSON."""
 
 WORKER_PORT: Final = 5005
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
@@ -57,8 +54,6 @@ MAX_WAIT_SECONDS: Final = 60.0
 MAX_LIFETIME_SECONDS: Final = 10 * 365 * 86_400.0
 """The longest that a task may wait, or its result be kept."""
 LEASE_SECONDS: Final = 10.0
-MAX_RETRY_FOR: Final = 20
-MAX_RETRY_FOR_CHARS: Final = 200
 
 BUNDLE_FORMAT: Final = 1
 BUNDLE_MANIFEST: Final = "manifest.json"
@@ -322,82 +317,6 @@ class Task:
 def new_id(prefix: Literal["bun", "end", "ver", "wrk", "tsk", "key", "fwd", "obj", "req"]) -> str:
     """Return a fresh id such as ``tsk_6f0c…``: the prefix and 80 random bits in hex."""
     return f"{prefix}_{secrets.token_hex(10)}"
-
-
-def check_name(name: str, what: str) -> None:
-    """Refuse a name that would not fit into a URL, a DNS label and a file name alike.
-
-    Raises:
-        InvalidRequestError: With the rule in its text.
-    """
-    valid = (
-        0 < len(name) <= 63
-        and name.isascii()
-        and name[0].isalnum()
-        and name[-1].isalnum()
-        and all((char.isalnum() and not char.isupper()) or char == "-" for char in name)
-    )
-    if not valid:
-        raise InvalidRequestError(
-            f"{name!r} is no valid {what} name: use up to 63 lower-case letters, digits and inner hyphens."
-        )
-
-
-def check_task_id(task_id: Any) -> str:
-    """Return a task's id.
-
-    Raises:
-        InvalidRequestError: It is none, of whatever type it is.
-    """
-    if not isinstance(task_id, str) or not _TASK_ID.fullmatch(task_id):
-        raise InvalidRequestError(
-            f"{task_id!r} is no task id: that is tsk_ and up to 60 letters, digits, '_' and '-'.", field="task_id"
-        )
-    return task_id
-
-
-def check_retry_for(entries: list[str]) -> None:
-    """Refuse an entry that could never match.
-
-    An entry is ``HTTP 503``, the worker's status; ``ValueError``, the last part of the name of the exception's class or
-    of one of its bases; or ``requests.exceptions.Timeout``, the whole name of one of them.
-
-    Raises:
-        InvalidRequestError: With the rule in its text.
-    """
-    if len(entries) > MAX_RETRY_FOR:
-        raise InvalidRequestError(f"retry_for: {len(entries)} entries are too many; at most {MAX_RETRY_FOR} are taken.")
-    for entry in entries:
-        status = entry.removeprefix("HTTP ")
-        by_status = status != entry and re.fullmatch("[45][0-9][0-9]", status)
-        by_name = len(entry) <= MAX_RETRY_FOR_CHARS and all(part.isidentifier() for part in entry.split("."))
-        by_name = by_name and not _STATUS_SLIP.fullmatch(entry)
-        if not by_status and not by_name:
-            raise InvalidRequestError(
-                f"retry_for: {entry[:MAX_RETRY_FOR_CHARS]!r} is neither an exception's name, such as 'ValueError' or "
-                "'requests.exceptions.Timeout', nor a status of an error, such as 'HTTP 503'.",
-                field="retry_for",
-            )
-
-
-def check_webhook_url(url: str) -> None:
-    """Refuse an address that no webhook can be sent to.
-
-    Raises:
-        InvalidRequestError: With the rule in its text.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port, parts = None, None, urlsplit("")
-    written = url.isprintable() and " " not in url
-    if parts.scheme not in {"http", "https"} or not host or port == 0 or "@" in parts.netloc or not written:
-        raise InvalidRequestError(
-            "webhook: give an http:// or https:// URL without blanks and without a user in it (username and password "
-            "have fields of their own), such as https://example.org/hook.",
-            field="webhook",
-        )
 
 
 def to_json(value: Any) -> dict[str, Any]:

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 from moto.server import ThreadedMotoServer
+from task_records import ME, OTHER
 
+from brinery_platform.objects import FolderObjects
+from brinery_platform.tasks import Tasks
 from servers import PostgresProcess, ValkeyProcess, rclone_s3, running_postgres
 
 
@@ -69,6 +72,25 @@ def postgres_url(postgres) -> Iterator[str]:
     """An empty database of the test's own."""
     with postgres.database() as url:
         yield url
+
+
+# ---------------------------------------------------------------------------------------------------------- tasks
+@pytest.fixture
+def tasks(redis_client) -> Tasks:
+    """The task records on that server."""
+    return Tasks(redis_client)
+
+
+@pytest.fixture
+def incarnations(tasks) -> None:
+    """Two forwarders that live, as far as the records know."""
+    tasks.register(ME)
+    tasks.register(OTHER)
+
+
+@pytest.fixture
+def objects(tmp_path) -> FolderObjects:
+    return FolderObjects(tmp_path / "objects")
 
 
 # ------------------------------------------------------------------------------------------------------------ S3

@@ -11,7 +11,7 @@ import redis.asyncio
 from brinery.spec import Task, TaskStatus, new_id
 from brinery_platform.async_tasks import AsyncTasks
 from brinery_platform.tasks import Tasks
-from brinery_platform.transitions import new_token
+from brinery_platform.transitions import Backlog, new_token
 
 ME = "fwd_a:host:1:0:a"
 OTHER = "fwd_b:host:2:0:b"
@@ -67,6 +67,11 @@ def queue(priority=4):
 def messages(client, priority=4):
     """Ids on a queue, the one to be taken first in front."""
     return [json.loads(raw)["headers"]["id"] for raw in reversed(client.lrange(queue(priority), 0, -1))]
+
+
+def backlog(tasks) -> Backlog:
+    """How the endpoint's tasks stand, as the controller sees it."""
+    return tasks.backlogs().get(ENDPOINT, Backlog(open=0, queued=0, oldest_queued_at=None))
 
 
 def let_die(client, incarnation):

@@ -15,22 +15,11 @@ from worker_stub import worker_stub, write_route
 from brinery.errors import RemoteError
 from brinery.spec import TaskStatus
 from brinery_platform.broker import make_app, queue_name
-from brinery_platform.objects import FolderObjects
 from brinery_platform.records import input_object
 from brinery_platform.routes import DEMAND, LOAD, ROUTING
 from brinery_platform.settings import Settings
 from brinery_platform.tasks import Tasks
 from servers import wait_for
-
-
-@pytest.fixture
-def tasks(redis_client) -> Tasks:
-    return Tasks(redis_client)
-
-
-@pytest.fixture
-def objects(tmp_path) -> FolderObjects:
-    return FolderObjects(tmp_path / "objects")
 
 
 @pytest.fixture

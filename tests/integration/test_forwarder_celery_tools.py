@@ -20,20 +20,8 @@ from worker_stub import worker_stub, write_route
 from brinery.errors import RemoteError, TaskCancelledError, TaskExpiredError, WorkerError
 from brinery.spec import TaskStatus
 from brinery_platform.broker import PREDICT, make_app
-from brinery_platform.objects import FolderObjects
 from brinery_platform.settings import Settings
-from brinery_platform.tasks import Tasks
 from servers import free_port, wait_for
-
-
-@pytest.fixture
-def tasks(redis_client) -> Tasks:
-    return Tasks(redis_client)
-
-
-@pytest.fixture
-def objects(tmp_path) -> FolderObjects:
-    return FolderObjects(tmp_path / "objects")
 
 
 @pytest.fixture

@@ -14,10 +14,8 @@ from task_records import ENDPOINT, new_task, until_final
 from worker_process import Workers
 
 from brinery.spec import EndpointSpec, EndpointStatus, TaskStatus
-from brinery_platform.objects import FolderObjects
 from brinery_platform.records import events_key
 from brinery_platform.routes import ROUTING, EndpointRoute, WorkerRoute
-from brinery_platform.tasks import Tasks
 from servers import wait_for
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -88,16 +86,6 @@ def behave(case: str = "", note: str = "", log: str = "", seconds: float = 0.0, 
         large_integer()
     time.sleep(seconds)
     return "done"
-
-
-@pytest.fixture
-def tasks(redis_client) -> Tasks:
-    return Tasks(redis_client)
-
-
-@pytest.fixture
-def objects(tmp_path) -> FolderObjects:
-    return FolderObjects(tmp_path / "objects")
 
 
 @pytest.fixture

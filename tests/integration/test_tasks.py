@@ -7,7 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
-from task_records import ENDPOINT, ME, OTHER, claimed, let_die, messages, new_task, on_asyncio, queue, submitted
+from task_records import (
+    ENDPOINT,
+    ME,
+    OTHER,
+    backlog,
+    claimed,
+    let_die,
+    messages,
+    new_task,
+    on_asyncio,
+    queue,
+    submitted,
+)
 
 from brinery.errors import (
     ConflictError,
@@ -17,25 +29,12 @@ from brinery.errors import (
     UpstreamTimeoutError,
 )
 from brinery.spec import TaskStatus
-from brinery_platform.objects import FolderObjects
 from brinery_platform.tasks import CANCEL, DONE, Tasks
 from brinery_platform.transitions import new_token
 from servers import wait_for
 
 TIMED_OUT = UpstreamTimeoutError("too slow")
-
-
-@pytest.fixture
-def tasks(redis_client) -> Tasks:
-    tasks = Tasks(redis_client)
-    tasks.register(ME)
-    tasks.register(OTHER)
-    return tasks
-
-
-@pytest.fixture
-def objects(tmp_path) -> FolderObjects:
-    return FolderObjects(tmp_path / "objects")
+pytestmark = pytest.mark.usefixtures("incarnations")
 
 
 # ---------------------------------------------------------------------------------------------------------- submit
@@ -103,8 +102,8 @@ def test_claim_begins_an_attempt(tasks):
     claim = claimed(tasks)
     assert (claim.task.status, claim.task.attempt, claim.task.incarnation) == (TaskStatus.RUNNING, 1, ME)
     assert claim.task.started_at
-    assert tasks.queued_count(ENDPOINT) == 0
-    assert tasks.open_count(ENDPOINT) == 1
+    assert backlog(tasks).queued == 0
+    assert backlog(tasks).open == 1
 
 
 def test_claim_says_why_a_message_is_to_be_dropped(tasks):
@@ -168,7 +167,7 @@ def test_finish_ends_a_task_and_wakes_its_waiters(tasks, redis_client):
     assert (outcome, heard["data"]) == ("finished", claim.task.id.encode())
     task = tasks.get(claim.task.id)
     assert (task.status, task.result, task.result_type) == (TaskStatus.SUCCEEDED, b"1", "x/y")
-    assert tasks.open_count(ENDPOINT) == 0
+    assert backlog(tasks).open == 0
     events = [fields[b"status"] for _, fields in redis_client.xrange(f"events:{task.id}")]
     assert events == [b"queued", b"running", b"succeeded"]
 
@@ -196,7 +195,7 @@ def test_a_charged_requeue_waits_for_its_delay_and_counts(tasks, redis_client, o
     redis_client.delete(queue())
     assert tasks.requeue(claim, reason="crash", charge="full", error=TIMED_OUT, delay_seconds=0.05) == "queued"
     assert messages(redis_client) == []
-    assert tasks.queued_count(ENDPOINT) == 0
+    assert backlog(tasks).queued == 0
     wait_for(lambda: tasks.sweep(objects).due == 1)
     assert messages(redis_client) == [claim.task.id]
     assert tasks.claim(claim.task.id, ME, new_token()).claim.task.attempt == 2
@@ -245,7 +244,7 @@ def test_a_dead_letter_starts_again_with_all_its_attempts(tasks, redis_client):
     assert (task.status, task.attempt, task.max_attempts, task.error) == (TaskStatus.QUEUED, 1, 2, None)
     assert messages(redis_client) == [task.id]
     assert not redis_client.exists(f"dead:{ENDPOINT}")
-    assert tasks.open_count(ENDPOINT) == 1
+    assert backlog(tasks).open == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- cancel
@@ -276,7 +275,7 @@ def test_a_held_task_stays_queued_and_can_be_given_back_to_the_head(tasks, redis
     assert tasks.hold(first.id, ME) == "held"
     assert tasks.hold(first.id, OTHER) == "duplicate"
     assert tasks.get(first.id).status is TaskStatus.QUEUED
-    assert tasks.queued_count(ENDPOINT) == 2
+    assert backlog(tasks).queued == 2
     tasks.release(first.id, ME)
     assert messages(redis_client) == [first.id, second.id]
     tasks.release(first.id, ME)
@@ -295,14 +294,14 @@ def test_hold_says_why_a_message_is_to_be_dropped(tasks):
 
 # -------------------------------------------------------------------------------------------------- counting, deleting
 def test_the_backlog_counts_what_is_open_and_what_waits(tasks):
-    assert tasks.backlog(ENDPOINT).oldest_queued_at is None
+    assert backlog(tasks).oldest_queued_at is None
     before = time.time()
     claimed(tasks)
     submitted(tasks)
     submitted(tasks, priority=9)
-    backlog = tasks.backlog(ENDPOINT)
-    assert (backlog.open, backlog.queued) == (3, 2)
-    assert abs(tasks.oldest_queued_at(ENDPOINT) - before) < 5
+    found = backlog(tasks)
+    assert (found.open, found.queued) == (3, 2)
+    assert abs(backlog(tasks).oldest_queued_at - before) < 5
     submitted(tasks, endpoint_id="end_2")
     assert {name: found.open for name, found in tasks.backlogs().items()} == {ENDPOINT: 3, "end_2": 1}
 

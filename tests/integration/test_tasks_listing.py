@@ -7,26 +7,12 @@ from task_records import ENDPOINT, ME, OTHER, claimed, let_die, new_task, on_asy
 
 from brinery.errors import InvalidRequestError, RemoteError
 from brinery.spec import TaskStatus
-from brinery_platform.objects import FolderObjects
 from brinery_platform.records import input_object, result_object
-from brinery_platform.tasks import Tasks
 from brinery_platform.transitions import new_token
 
 WRONG = RemoteError("no")
 REPORT = {"attempt": 1, "charge": "full", "reason": "remote", "worker_id": "wrk_1", "error": {}, "log_tail": "oh\n"}
-
-
-@pytest.fixture
-def tasks(redis_client) -> Tasks:
-    tasks = Tasks(redis_client)
-    tasks.register(ME)
-    tasks.register(OTHER)
-    return tasks
-
-
-@pytest.fixture
-def objects(tmp_path) -> FolderObjects:
-    return FolderObjects(tmp_path / "objects")
+pytestmark = pytest.mark.usefixtures("incarnations")
 
 
 async def whole_listing(pages, limit):

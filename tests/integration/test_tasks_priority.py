@@ -1,23 +1,11 @@
 """Priorities age: what waits at the head of its queue for long is moved up, on a real Valkey."""
 
 import pytest
-from task_records import ENDPOINT, ME, messages, submitted
+from task_records import ENDPOINT, ME, backlog, messages, submitted
 
-from brinery_platform.objects import FolderObjects
-from brinery_platform.tasks import Tasks
 from brinery_platform.transitions import new_token
 
-
-@pytest.fixture
-def tasks(redis_client) -> Tasks:
-    tasks = Tasks(redis_client)
-    tasks.register(ME)
-    return tasks
-
-
-@pytest.fixture
-def objects(tmp_path) -> FolderObjects:
-    return FolderObjects(tmp_path / "objects")
+pytestmark = pytest.mark.usefixtures("incarnations")
 
 
 def waited(client, task_id, seconds):
@@ -45,9 +33,9 @@ def test_what_waits_for_ever_reaches_the_top_and_is_claimed_from_there(tasks, re
     waited(redis_client, task.id, 6)
     assert tasks.sweep(objects).risen == 0
     assert messages(redis_client, 9) == [task.id]
-    assert tasks.backlog(ENDPOINT).queued == 1
+    assert backlog(tasks).queued == 1
     assert tasks.claim(task.id, ME, new_token()).claim is not None
-    assert tasks.backlog(ENDPOINT).queued == 0
+    assert backlog(tasks).queued == 0
 
 
 def test_a_message_with_nothing_more_to_say_does_not_keep_those_behind_it_from_rising(tasks, redis_client, objects):

@@ -6,24 +6,12 @@ import pytest
 from task_records import ME, OTHER, claimed, let_die, messages, new_task, queue, submitted, trusts_the_leases
 
 from brinery.spec import LEASE_SECONDS, TaskStatus
-from brinery_platform.objects import FolderObjects
 from brinery_platform.records import input_object, result_object
-from brinery_platform.tasks import CANCEL, Tasks
+from brinery_platform.tasks import CANCEL
 from brinery_platform.transitions import new_token
 from servers import wait_for
 
-
-@pytest.fixture
-def tasks(redis_client) -> Tasks:
-    tasks = Tasks(redis_client)
-    tasks.register(ME)
-    tasks.register(OTHER)
-    return tasks
-
-
-@pytest.fixture
-def objects(tmp_path) -> FolderObjects:
-    return FolderObjects(tmp_path / "objects")
+pytestmark = pytest.mark.usefixtures("incarnations")
 
 
 def test_sweep_requeues_what_dead_incarnations_ran_and_leaves_the_living_alone(tasks, redis_client, objects):

@@ -91,11 +91,6 @@ def state_of(tasks, task_id):
     return tasks.get(task_id).webhook_state or {}
 
 
-@pytest.fixture
-def tasks(redis_client):
-    return Tasks(redis_client)
-
-
 def test_the_end_of_a_task_is_told_once_signed_and_noted(tasks, redis_url, redis_client):
     async def scenario():
         async with Receiver() as receiver, Gateway(redis_url) as gateway:

@@ -12,7 +12,7 @@ def matching_entry(retry_for: Sequence[str], error: BrineryError, status: int) -
     """Return the first entry of ``retry_for`` that an answer matches, or None.
 
     Args:
-        retry_for: As `brinery.spec.check_retry_for` takes them. ``HTTP NNN`` matches the status of the answer, or of
+        retry_for: As `brinery.checks.check_retry_for` takes them. ``HTTP NNN`` matches the status of the answer, or of
             the reply that the function's exception is about. A name without dots matches the last part of the
             name of the exception's class or of one of its bases; one with dots matches a whole name.
         error: What the worker answered.

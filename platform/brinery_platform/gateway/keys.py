@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.responses import Response
 
+from brinery.checks import check_name
 from brinery.errors import ConflictError
-from brinery.spec import check_name
 from brinery_platform.gateway.parts import AdminCaller, Parts
 from brinery_platform.gateway.replies import JsonResponse
 from brinery_platform.store import Key

@@ -17,6 +17,7 @@ from brinery.spec import (
     CONTENT_PICKLE,
     HEADER_TIMEOUT_SECONDS,
     MAX_WAIT_SECONDS,
+    TASK_HEADERS,
     EndpointSpec,
     TaskOptions,
     Webhook,
@@ -24,7 +25,6 @@ from brinery.spec import (
 from brinery_platform.gateway.parts import AnyCaller
 from brinery_platform.gateway.predict import PREDICT_PATH
 from brinery_platform.gateway.replies import JsonResponse
-from brinery_platform.gateway.submit import OPTIONS
 from brinery_platform.gateway.task_front import SUBMIT_AS_PATH, SUBMIT_PATH, TASK_PATH
 
 _REFERENCE: Final = "#/components/schemas/{model}"
@@ -173,7 +173,7 @@ def _option_parameters() -> list[dict[str, Any]]:
         "retry_for": (text, "Comma-separated: exceptions' names, or statuses such as HTTP 503."),
         "webhook": (text, "A URL, or JSON in ASCII: an object with url, username and password."),
     }
-    return [_header(name, *as_sent.get(field, (fields[field], ""))) for name, field in OPTIONS.items()]
+    return [_header(name, *as_sent.get(field, (fields[field], ""))) for field, name in TASK_HEADERS.items()]
 
 
 def _in_path(name: str) -> dict[str, Any]:

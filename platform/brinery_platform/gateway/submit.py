@@ -15,15 +15,8 @@ from brinery.errors import ConflictError, InvalidRequestError, OverloadedError, 
 from brinery.spec import (
     CONTENT_JSON,
     CONTENT_PICKLE,
-    HEADER_EXPIRES_IN_SECONDS,
-    HEADER_IDEMPOTENCY_KEY,
-    HEADER_MAX_ATTEMPTS,
-    HEADER_PRIORITY,
-    HEADER_RESULT_TTL_SECONDS,
-    HEADER_RETRY_FOR,
-    HEADER_TIMEOUT_SECONDS,
-    HEADER_WEBHOOK,
     INLINE_BYTES,
+    TASK_HEADERS,
     EndpointStatus,
     Task,
     TaskOptions,
@@ -42,18 +35,7 @@ from brinery_platform.gateway.task_view import task_json
 from brinery_platform.objects import Objects
 from brinery_platform.records import input_object
 
-OPTIONS: Final = {
-    HEADER_PRIORITY: "priority",
-    HEADER_MAX_ATTEMPTS: "max_attempts",
-    HEADER_TIMEOUT_SECONDS: "timeout_seconds",
-    HEADER_EXPIRES_IN_SECONDS: "expires_in_seconds",
-    HEADER_RESULT_TTL_SECONDS: "result_ttl_seconds",
-    HEADER_RETRY_FOR: "retry_for",
-    HEADER_WEBHOOK: "webhook",
-    HEADER_IDEMPOTENCY_KEY: "idempotency_key",
-}
-"""Header → field of `TaskOptions`."""
-_FIELDS: Final = {name.lower().encode(): field for name, field in OPTIONS.items()}
+_FIELDS: Final = {name.lower().encode(): field for field, name in TASK_HEADERS.items()}
 _NO_OPTIONS: Final = TaskOptions()
 
 
@@ -180,7 +162,8 @@ def _webhook(text: str) -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         raise InvalidRequestError(
-            f'task options: {HEADER_WEBHOOK} is no JSON; send a URL, or {{"url": …, "username": …, "password": …}}.',
+            f"task options: {TASK_HEADERS['webhook']} is no JSON; send a URL, or "
+            '{"url": …, "username": …, "password": …}.',
             field="webhook",
         ) from None
 

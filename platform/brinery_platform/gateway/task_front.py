@@ -7,8 +7,9 @@ import math
 from typing import Final
 from urllib.parse import parse_qs
 
+from brinery.checks import check_task_id
 from brinery.errors import InvalidRequestError
-from brinery.spec import MAX_WAIT_SECONDS, Task, check_task_id
+from brinery.spec import MAX_WAIT_SECONDS, Task
 from brinery_platform.gateway.auth import Caller
 from brinery_platform.gateway.front import FrontRequest, FrontRoute, HungUpError
 from brinery_platform.gateway.metrics import Metrics

@@ -2,8 +2,8 @@
 
 import pytest
 
+from brinery.checks import check_retry_for
 from brinery.errors import InvalidRequestError, RemoteError, WorkerError
-from brinery.spec import check_retry_for
 from brinery_platform.forwarder.blame import NEIGHBOUR_DELAY_SECONDS, Fate, judge
 from brinery_platform.forwarder.retries import matching_entry
 

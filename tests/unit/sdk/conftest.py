@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from little_gateway import KEY, LittleGateway
 
+from brinery import endpoint
+from brinery.calls import Calls
 from brinery.client import Client
 
 OPEN = """
@@ -85,3 +87,17 @@ def client(gateway: LittleGateway) -> Iterator[Client]:
     client = Client(gateway.url, KEY)
     yield client
     client.close()
+
+
+@pytest.fixture
+def double(gateway, client):
+    gateway.functions["double"] = lambda x: 2 * x
+    signature = endpoint(lambda x: x, name="double").parameters()
+    return Calls("double", signature=signature, client=client)
+
+
+@pytest.fixture
+def held(gateway, double):
+    """Tasks of this endpoint run when the test says so."""
+    gateway.held.add("double")
+    return double

@@ -8,9 +8,9 @@ import pytest
 from little_gateway import KEY
 
 from brinery import RemoteError
-from brinery.choices import HEADERS
 from brinery.cli.code import endpoints_in
 from brinery.errors import InvalidRequestError
+from brinery.spec import TASK_HEADERS
 
 BRINERY = str(Path(sys.executable).with_name("brinery"))
 APP = """
@@ -189,16 +189,16 @@ def test_submit_takes_every_option_of_a_task(gateway, run):
     options = [part for option in given.items() for part in option]
     run("submit", "double", "x=2", *options, "--retry-for", "ValueError", "--retry-for", "HTTP 503")
     sent = gateway.requests[-1][2]
-    headers = {HEADERS[name]: sent.get(HEADERS[name]) for name in HEADERS}
+    headers = {TASK_HEADERS[name]: sent.get(TASK_HEADERS[name]) for name in TASK_HEADERS}
     assert headers == {
-        **{HEADERS[option[2:].replace("-", "_")]: value for option, value in given.items()},
+        **{TASK_HEADERS[option[2:].replace("-", "_")]: value for option, value in given.items()},
         "X-Brinery-Timeout-Seconds": "2.5",
         "X-Brinery-Expires-In-Seconds": "60.0",
         "X-Brinery-Result-Ttl-Seconds": "120.0",
         "X-Brinery-Retry-For": "ValueError, HTTP 503",
     }
     run("submit", "double", "x=2")
-    assert not set(HEADERS.values()) & set(gateway.requests[-1][2])
+    assert not set(TASK_HEADERS.values()) & set(gateway.requests[-1][2])
     for option in (*given, "--retry-for"):
         assert option in run("submit", "--help").stdout
 
@@ -207,7 +207,7 @@ def test_a_webhook_with_a_password_comes_from_a_file_and_what_is_wrong_is_one_li
     gateway.functions["double"] = lambda x: 2 * x
     hook = {"url": "https://example.org/hook", "username": "ann", "password": "hidden"}
     run("submit", "double", "x=2", "--webhook", f"@{desk.write('hook.json', json.dumps(hook))}")
-    assert json.loads(gateway.requests[-1][2][HEADERS["webhook"]]) == hook
+    assert json.loads(gateway.requests[-1][2][TASK_HEADERS["webhook"]]) == hook
     asked = len(gateway.requests)
     for option, value, text in (
         ("--priority", "10", "priority is 10, and must be at most 9"),

@@ -13,26 +13,10 @@ from brinery import (
     TaskCancelledError,
     TaskExpiredError,
     UpstreamTimeoutError,
-    endpoint,
 )
-from brinery.calls import Calls
 from brinery.spec import CONTENT_PICKLE, TaskStatus
 
 ID = "tsk_1"
-
-
-@pytest.fixture
-def double(gateway, client):
-    gateway.functions["double"] = lambda x: 2 * x
-    signature = endpoint(lambda x: x, name="double").parameters()
-    return Calls("double", signature=signature, client=client)
-
-
-@pytest.fixture
-def held(gateway, double):
-    """Tasks of this endpoint run when the test says so."""
-    gateway.held.add("double")
-    return double
 
 
 def later(gateway, future, result, *, after):

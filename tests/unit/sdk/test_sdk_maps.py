@@ -17,20 +17,6 @@ from brinery.mapping import MAP_AHEAD
 DEADLINE_SECONDS = 30.0
 
 
-@pytest.fixture
-def double(gateway, client):
-    gateway.functions["double"] = lambda x: 2 * x
-    signature = endpoint(lambda x: x, name="double").parameters()
-    return Calls("double", signature=signature, client=client)
-
-
-@pytest.fixture
-def held(gateway, double):
-    """Tasks of this endpoint run when the test says so."""
-    gateway.held.add("double")
-    return double
-
-
 @pytest.fixture(params=["map", "amap"])
 def mapped(request):
     """A map as an ordinary generator; ``amap`` is driven by a loop of its own."""

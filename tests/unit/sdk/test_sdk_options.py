@@ -8,8 +8,7 @@ import httpx
 import pytest
 
 from brinery import Endpoint, InvalidRequestError, endpoint
-from brinery.choices import HEADERS
-from brinery.spec import TaskOptions, Webhook
+from brinery.spec import TASK_HEADERS, TaskOptions, Webhook
 
 HOOK = "https://example.org/hook"
 
@@ -37,7 +36,7 @@ def sent(gateway, echo):
 
 
 def test_every_option_of_a_task_has_its_header():
-    assert set(HEADERS) == {field.name for field in fields(TaskOptions)}
+    assert set(TASK_HEADERS) == {field.name for field in fields(TaskOptions)}
 
 
 @pytest.mark.parametrize(
@@ -81,8 +80,8 @@ def test_the_life_of_a_result_travels(sent):
 
 
 def test_none_is_the_endpoints_own_choice(sent):
-    headers = sent(**dict.fromkeys(HEADERS))
-    assert not {name for name in headers if name in HEADERS.values()}
+    headers = sent(**dict.fromkeys(TASK_HEADERS))
+    assert not {name for name in headers if name in TASK_HEADERS.values()}
 
 
 @pytest.mark.parametrize(
