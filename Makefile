@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself: a Python >= 3.11 is enough. PYTHON=… names another one.
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults faults-proof lint format bench clean
+.PHONY: help demo test compose-test faults faults-proof lint format bench clean
 
 PYTEST_ARGS ?=
 CODE := sdk platform worker_runtime tests scripts examples bench setup.py
@@ -15,7 +15,11 @@ demo: ## Start the platform, deploy the examples, use them, stop it
 
 test: ## Run every test; PYTEST_ARGS='-k name' for some of them
 	@scripts/setup platform,dev
-	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+	@scripts/test $(PYTEST_ARGS)
+
+compose-test: ## Bring up the stack of compose/, use it, break it under load; minutes, needs a Docker engine
+	@scripts/setup platform,dev
+	@.venv/bin/python -m pytest tests/compose $(PYTEST_ARGS)
 
 faults: ## Break the platform: each fault once, then at random; MINUTES=5, SEED=… repeats; writes docs/faults.md
 	@scripts/setup platform,dev

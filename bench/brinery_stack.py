@@ -105,6 +105,8 @@ class Stack:
 def running_stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """Run the whole platform with its default settings, in a home of its own, for the length of a block.
 
+    Workers are processes, also where an engine would run containers: these are measured apart.
+
     The SDK in this process is pointed at it.
 
     Args:
@@ -118,7 +120,7 @@ def running_stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
         for name in [name for name in os.environ if name.startswith("BRINERY_")]:
             del os.environ[name]  # default settings are measured, and the user's own platform is left alone
         os.environ["BRINERY_HOME"] = str(home)  # where the SDK in this process finds URL and key
-        os.environ.update(settings or {})
+        os.environ.update({"BRINERY_RUNTIME": "process", **(settings or {})})
         stack = None
         try:
             _brinery("up", "--detach", "--home", str(home), "--port", str(port))

@@ -9,14 +9,14 @@ import time
 
 from harness import BenchmarkError, warn_if_busy
 
-SCENARIOS = ("sync", "async", "async-s3", "cost", "load", "frozen", "redeploy", "memory")
+SCENARIOS = ("sync", "async", "async-s3", "cost", "load", "frozen", "redeploy", "containers", "memory")
 
 
 def main() -> None:
     """Run what the command line names; exit 1 with one clear text when it cannot be done."""
     parser = argparse.ArgumentParser(prog="bench/run", description="Measure Brinery beside its peers, on loopback.")
     parser.add_argument("scenario", nargs="?", default="all", choices=(*SCENARIOS, "all", "publish"))
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each server (sync, async); the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each (sync, async, containers)")
     parser.add_argument("--seconds", type=int, default=3, help="length of one run (sync)")
     parser.add_argument("--changes", type=int, default=20, help="deployments (redeploy)")
     given = parser.parse_args()
@@ -69,6 +69,10 @@ def run(scenario: str, given: argparse.Namespace) -> None:
             import redeploy
 
             redeploy.run(changes=given.changes)
+        case "containers":
+            import containers
+
+            containers.run(rounds=given.rounds)
         case "memory":
             import memory
 

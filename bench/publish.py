@@ -9,7 +9,7 @@ from typing import Any, Final
 from harness import BENCH, RESULTS, BenchmarkError
 
 DOCUMENT: Final = BENCH.parent / "docs/performance.md"
-SCENARIOS: Final = ("sync", "async", "async-s3", "cost", "load", "frozen", "redeploy", "memory")
+SCENARIOS: Final = ("sync", "async", "async-s3", "cost", "load", "frozen", "redeploy", "containers", "memory")
 
 
 def run() -> None:

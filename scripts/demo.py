@@ -1,5 +1,6 @@
 """`make demo`: the main job from end to end. Starts the platform, deploys ``examples/``, uses them, stops it.
 
+Workers are containers where a Docker engine can run them, else processes; a line says which.
 Everything lies under ``.demo/``, on a port of its own, so a platform of yours is left alone; the second run finds
 its environments there and takes seconds. Exits 1 when anything that came back is wrong.
 """
@@ -82,7 +83,8 @@ def start() -> None:
     HOME.mkdir(parents=True, exist_ok=True)
     run("down", check=False)
     with step(f"brinery up --detach --port {os.environ['BRINERY_PORT']}"):
-        run("up", "--detach")
+        said = run("up", "--detach").splitlines()
+    console.print(f"  {next(line for line in said if line.startswith('Workers run as'))}", soft_wrap=True)
 
 
 def stop() -> int:
@@ -113,16 +115,33 @@ def run(*arguments: str, check: bool = True) -> str:
 
 
 def left_over() -> list[str]:
-    """Return the command lines of what still works in the demo's home or names it."""
+    """Return what still works in the demo's home or names it: command lines, and names of containers."""
     import psutil
 
-    found = []
+    found = containers()
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             places = [*process.cmdline(), process.cwd()]
             if any(str(HOME) in place for place in places):
                 found.append(" ".join(process.cmdline()))
     return found
+
+
+def containers() -> list[str]:
+    """Return the names of the home's containers, ended ones included; none where no engine answers."""
+    from brinery.errors import UnavailableError
+    from brinery_platform.runtimes.auto import trial_engine
+    from brinery_platform.runtimes.detached import home_mark
+    from brinery_platform.runtimes.docker import labels
+
+    engine = trial_engine()
+    try:
+        facts = engine.containers({labels.HOME: home_mark(HOME)}, ended_too=True)
+    except UnavailableError:
+        return []
+    finally:
+        engine.close()
+    return [name for one in facts for name in one["Names"]]
 
 
 def show_logs() -> None:

@@ -15,6 +15,7 @@ from brinery.errors import UnavailableError
 from brinery_platform.runtimes.detached import home_mark
 from brinery_platform.runtimes.docker import labels
 from brinery_platform.runtimes.docker.engine import Engine
+from brinery_platform.runtimes.docker.volumes import Volumes
 
 HOW = "no Docker engine answers; start one with scripts/docker-engine (as root, on Debian or Ubuntu)"
 
@@ -45,6 +46,13 @@ def cleared(home: Path) -> Iterator[Engine]:
             for image in engine.images({**whose, labels.KIND: kind}):
                 for name in image["RepoTags"] or [image["Id"]]:
                     engine.remove_image(name)
+        for image in engine.ask(lambda client: client.images(name="brinery/image")) or []:
+            for name in image["RepoTags"] or []:
+                if home_mark(home) in name:
+                    engine.remove_image(name)
+        kept = Volumes(engine, home_mark(home), home / "volumes.lock")
+        for volume in kept.list():
+            kept.remove(volume.owner, volume.name)
         for network in engine.networks(whose):
             engine.remove_network(network["Id"])
         left = [*engine.containers(whose, ended_too=True), *engine.networks(whose)]

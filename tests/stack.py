@@ -102,7 +102,12 @@ class Stack:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         others = {name: value for name, value in os.environ.items() if not name.startswith("BRINERY_")}
-        self.environment = others | {"BRINERY_HOME": str(self.home), "BRINERY_PORT": str(self.port)}
+        # Processes are said outright: fast, and the same wherever the tests run. Tests of `auto` take it out again.
+        self.environment = others | {
+            "BRINERY_HOME": str(self.home),
+            "BRINERY_PORT": str(self.port),
+            "BRINERY_RUNTIME": "process",
+        }
 
     def brinery(self, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a CLI command as a user does."""
@@ -147,6 +152,18 @@ class Stack:
     def endpoint(self, name: str) -> dict[str, Any]:
         with self.http() as http:
             return dict(http.get(f"/v1/endpoints/{name}").raise_for_status().json())
+
+    def environments(self) -> set[str]:
+        """The environments that are built, and whatever lies beside them."""
+        return {path.name for path in (self.home / "environments").iterdir()}
+
+    def serves(self, endpoint_id: str) -> bool:
+        """Whether anything runs for an endpoint."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any(endpoint_id in part for part in process.cmdline()):
+                    return True
+        return False
 
     def processes(self) -> list[psutil.Process]:
         """Every process that works in this home, or names it on its command line or in its environment."""

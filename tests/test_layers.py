@@ -34,8 +34,8 @@ HOMES = {
 }
 FLOORS = {  # of the platform; everything that is not named stands on the lowest floor
     5: {"commands"},
-    4: {"up", "images_cli"},
-    3: {"gateway", "controller", "forwarder", "builder"},
+    4: {"up", "images_cli", "volumes_cli"},
+    3: {"gateway", "controller", "forwarder", "builder", "preparation"},
     2: {"services"},
     1: {"tasks", "async_tasks", "environments", "images", "llm"},
 }

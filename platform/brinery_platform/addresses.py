@@ -1,4 +1,4 @@
-"""Which addresses a webhook may reach, and connections to exactly those that were checked."""
+"""Which addresses webhooks, and workers with a list, may reach, and connections to exactly those that were checked."""
 
 from __future__ import annotations
 
@@ -31,25 +31,39 @@ _REFUSED: Final = (
 
 
 class AddressRefusedError(httpcore.ConnectError):
-    """The address is not one that a webhook may reach; its text says why and what allows it."""
+    """The address is not one that may be reached; its text says why and what allows it."""
 
 
 class AddressPolicy:
-    """Lets a webhook reach global unicast addresses, and networks that the operator named.
+    """Lets strangers reach global unicast addresses, and networks that the operator named.
 
     Args:
         allowed: Networks that may be reached although they are not global; every port of them may be, too.
+        setting: What names them, for an error's text.
+        any_port: Whether every port of the others may be reached as well, not only those that the web uses.
     """
 
-    def __init__(self, allowed: Iterable[Network] = ()) -> None:
+    def __init__(
+        self,
+        allowed: Iterable[Network] = (),
+        *,
+        setting: str = "BRINERY_WEBHOOK_NETWORKS",
+        any_port: bool = False,
+    ) -> None:
         self._allowed = tuple(allowed)
+        self._setting = setting
+        self._any_port = any_port
+
+    def names(self, address: str) -> bool:
+        """Return whether the operator named a network that the address is in."""
+        return any(decisive(address) in network for network in self._allowed)
 
     def check(self, host: str, port: int, addresses: Sequence[str]) -> None:
         """Refuse a host unless each of its addresses may be reached.
 
         Args:
             host: As the URL names it, for the error's text.
-            port: Below 1024 only those of HTTP and HTTPS are for webhooks.
+            port: Below 1024 only those of HTTP and HTTPS, unless any may be.
             addresses: All that the name stands for.
 
         Raises:
@@ -59,16 +73,15 @@ class AddressPolicy:
             raise AddressRefusedError(f"{host} has no address.")
         if not 0 < port < 65536:
             raise AddressRefusedError(f"{port} is no port.")
-        for text in addresses:
-            address = decisive(text)
-            if any(address in network for network in self._allowed):
+        for address in addresses:
+            if self.names(address):
                 continue
-            if not _is_global(address):
+            if not _is_global(decisive(address)):
                 raise AddressRefusedError(  # which address it is, would tell strangers of the network here
                     f"{host} does not lead to public addresses only; an operator can allow its network with "
-                    "BRINERY_WEBHOOK_NETWORKS."
+                    f"{self._setting}."
                 )
-            if port not in WEB_PORTS and port < FIRST_FREE_PORT:
+            if not self._any_port and port not in WEB_PORTS and port < FIRST_FREE_PORT:
                 raise AddressRefusedError(f"Port {port} belongs to another service; use 80, 443, or one from 1024 on.")
 
 
@@ -97,7 +110,7 @@ class Resolver:
     """Asks the system for addresses, in threads of its own: a name server that hangs holds up nothing else."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="webhook-lookup")
+        self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
 
     async def __call__(self, host: str, port: int) -> list[str]:
         """Return a host's addresses, each once, in the system's order of preference.
@@ -149,7 +162,7 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
         """
         try:
             async with asyncio.timeout(timeout):
-                addresses = await self._addresses(host, port)
+                addresses = await find_addresses(self._policy, self._resolve, host, port)
                 failed: Exception = httpcore.ConnectError(f"{host} has no address.")
                 for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
                     # Each may take its share of the time, so that one that is silent leaves some for the others.
@@ -162,11 +175,18 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
         except TimeoutError:
             raise httpcore.ConnectTimeout(f"{host} did not answer in time.") from None
 
-    async def _addresses(self, host: str, port: int) -> list[str]:
-        try:
-            addresses = await self._resolve(host, port)
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no valid name"
-            raise httpcore.ConnectError(f"{host} has no address: {reason}.") from error
-        self._policy.check(host, port, addresses)
-        return list(addresses[:MAX_ADDRESSES])
+
+async def find_addresses(policy: AddressPolicy, resolve: Resolve, host: str, port: int) -> list[str]:
+    """Look a host up once, and return the addresses to try, all of them checked.
+
+    Raises:
+        AddressRefusedError: The policy refuses the host.
+        httpcore.ConnectError: It has no address.
+    """
+    try:
+        addresses = await resolve(host, port)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no valid name"
+        raise httpcore.ConnectError(f"{host} has no address: {reason}.") from error
+    policy.check(host, port, addresses)
+    return list(addresses[:MAX_ADDRESSES])

@@ -10,9 +10,10 @@ import orjson
 from redis.exceptions import NoScriptError
 
 from brinery.spec import Task, TaskStatus
-from brinery_platform import transitions
+from brinery_platform import task_figures, transitions
 from brinery_platform.pipelines import Pipelines
 from brinery_platform.records import attempts_key, dead_key, events_key, from_fields, listing_key, task_key
+from brinery_platform.task_figures import Figures
 from brinery_platform.tasks import MAX_QUEUED, redis_errors
 from brinery_platform.transitions import (
     Call,
@@ -67,6 +68,10 @@ class AsyncTasks:
             UnavailableError: Redis did not answer; submitting the same id again is safe.
         """
         return await self._run(transitions.submit(task, max_queued))
+
+    async def figures(self, endpoint_id: str) -> Figures:
+        """Count an endpoint's tasks; many at once share their way to Redis."""
+        return await self._run(task_figures.figures(endpoint_id))
 
     async def get(self, task_id: str) -> Task | None:
         """Return a task as it stands, or None; whose it is, is the caller's to check."""

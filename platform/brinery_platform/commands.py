@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from brinery.errors import BrineryError, UnavailableError
-from brinery_platform import images_cli
+from brinery_platform import images_cli, volumes_cli
 
 if TYPE_CHECKING:
     from brinery_platform.runtimes.base import Running
@@ -31,8 +31,10 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the CLI; called by ``brinery.cli`` for the entry point group ``brinery.commands``."""
     app.command()(up)
     app.command()(down)
+    app.command()(setup)
     app.command()(status)
     images_cli.register(app)
+    volumes_cli.register(app)
 
 
 def up(
@@ -86,15 +88,29 @@ def down(home: Home = None) -> None:
 def _stop_leftovers(settings: Settings) -> bool:
     """Stop what runs in a home without an `up`; return whether there was anything."""
     from brinery_platform.embedded_redis import EmbeddedRedis
+    from brinery_platform.runtimes.choice import in_force
     from brinery_platform.services import connect
-    from brinery_platform.up import stop_everything
+    from brinery_platform.up import answering_runtime, stop_everything
 
-    services = connect(settings)
+    services = connect(in_force(settings))
     redis = EmbeddedRedis(settings.home)
+    services.runtime = answering_runtime(services, typer.echo)
     found = bool(services.runtime.list()) or redis.running()
     stop_everything(services, typer.echo)
     redis.stop()
     return found
+
+
+def setup(
+    home: Home = None,
+    wait: Annotated[float, typer.Option(help="Seconds that Redis, objects and database may take to answer.")] = 60.0,
+) -> None:
+    """Prepare what gateway and controller need where no `up` starts them: database, bucket, an administrator's key."""
+    from brinery_platform.preparation import set_up
+    from brinery_platform.services import connect
+    from brinery_platform.settings import read_settings
+
+    set_up(connect(read_settings(home=home)), typer.echo, wait_seconds=wait)
 
 
 def status(
@@ -102,15 +118,17 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what runs: the platform's processes, the workers, and every endpoint of yours."""
+    from brinery_platform.runtimes.choice import in_force
     from brinery_platform.services import connect
     from brinery_platform.settings import read_settings
+    from brinery_platform.up import answering_runtime
     from brinery_platform.up_record import UpRecord
 
-    settings = read_settings(home=home)
+    settings = in_force(read_settings(home=home))
     record = UpRecord.read(settings.home)
     found: list[Running] = []
     if settings.home.exists():
-        runtime = connect(settings).runtime
+        runtime = answering_runtime(connect(settings), lambda line: typer.echo(line, err=True))
         found = runtime.list()
         runtime.close()
     endpoints = _endpoints(settings.home) if record is not None else []
@@ -119,6 +137,7 @@ def status(
             "running": record is not None,
             "url": record.url if record else None,
             "pid": record.pid if record else None,
+            "runtime": settings.runtime if record else None,
             "processes": [
                 {"id": item.id, "kind": item.kind, "endpoint_id": item.endpoint_id, "started_at": item.started_at}
                 for item in found
@@ -127,26 +146,35 @@ def status(
         }
         typer.echo(json.dumps(data, indent=2))
     else:
-        _print_status(record, found, endpoints)
+        _print_status(record, settings.runtime, found, endpoints)
     if record is None:
         raise typer.Exit(1)
 
 
-def _print_status(record: UpRecord | None, found: list[Running], endpoints: list[dict[str, Any]]) -> None:
+def _print_status(record: UpRecord | None, runtime: str, found: list[Running], endpoints: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from brinery.cli import show
 
     console = Console()
     if record is None:
         console.print("Brinery is not running; start it with `brinery up`.")
     else:
         console.print(_describe(record.pid, record.url, record.started_at))
+        console.print(f"Workers run as {'containers' if runtime == 'docker' else 'processes'}.")
     names = {endpoint["id"]: endpoint["name"] for endpoint in endpoints}
+    used = {
+        worker["id"]: show.usage_text(worker, endpoint["spec"])
+        for endpoint in endpoints
+        for worker in endpoint["workers"]
+    }
     if found:
-        table = Table("Process", "Kind", "Endpoint", "Up for", box=None)
+        table = Table("Process", "Kind", "Endpoint", "Up for", "Uses", box=None)
         for item in sorted(found, key=lambda item: (item.kind, item.endpoint_id, item.started_at)):
             endpoint = names.get(item.endpoint_id, item.endpoint_id)
-            table.add_row(item.id, item.kind, endpoint, _duration(time.time() - item.started_at))
+            up_for = _duration(time.time() - item.started_at)
+            table.add_row(item.id, item.kind, endpoint, up_for, used.get(item.id, ""))
         console.print(table)
     if endpoints:
         table = Table("Endpoint", "Status", "Version", "Workers", "Reason", box=None)
@@ -162,6 +190,7 @@ def _print_status(record: UpRecord | None, found: list[Running], endpoints: list
 
 
 def _endpoints(home: Path) -> list[dict[str, Any]]:
+    from brinery.cli import show
     from brinery.client import Client
     from brinery.config import read_profile
 
@@ -169,10 +198,9 @@ def _endpoints(home: Path) -> list[dict[str, Any]]:
     if profile is None:
         return []
     try:
-        reply: list[dict[str, Any]] = Client(profile.url, profile.api_key).endpoints()
+        return show.with_usage(Client(profile.url, profile.api_key).endpoints)
     except BrineryError:
         return []
-    return reply
 
 
 def _detach(home: Path, host: str, port: int) -> None:
@@ -201,6 +229,7 @@ def _detach(home: Path, host: str, port: int) -> None:
             )
         for line in lines[shown:]:
             typer.echo(line)
+            deadline = time.monotonic() + DETACHED_READY_SECONDS  # it goes on: the first base takes its time
         shown = len(lines)
         if record is not None and record.ready and record.pid == process.pid:
             return

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import stat
 import sys
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from brinery.errors import DeploymentError, InvalidRequestError
-from brinery.spec import BundleManifest
+from brinery.spec import BundleManifest, ImageSpec
 from brinery_platform.uv_tool import Emit, UvTool
 
 MACHINE: Final = platform.machine()
@@ -110,6 +111,8 @@ def user_requirements(manifest: BundleManifest) -> list[str]:
 def environment_key(manifest: BundleManifest, *, architecture: str = MACHINE) -> str:
     """Return the hash of what a bundle asks for; equal keys need no second resolution.
 
+    What an image's name means is looked up anew at each deployment, so its key is another one each time.
+
     Args:
         manifest: The bundle's.
         architecture: The machine's, as `platform.machine` says it.
@@ -120,6 +123,10 @@ def environment_key(manifest: BundleManifest, *, architecture: str = MACHINE) ->
     Raises:
         InvalidRequestError: The requirements cannot be taken; the text names the line.
     """
+    if manifest.image is not None:
+        reference = manifest.image.reference
+        named = reference if is_fixed(manifest.image) else f"{reference} {secrets.token_hex(16)}"
+        return hashlib.sha256(f"image {named}".encode()).hexdigest()[:40]
     asked = {
         "requirements": user_requirements(manifest),
         "worker": worker_requirements(manifest),
@@ -127,6 +134,11 @@ def environment_key(manifest: BundleManifest, *, architecture: str = MACHINE) ->
         "architecture": architecture,
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def is_fixed(image: ImageSpec) -> bool:
+    """Return whether an image is named by its id or a digest, which can never mean another one."""
+    return re.fullmatch(r"(.*@)?sha256:[0-9a-f]{64}", image.reference) is not None
 
 
 class Environments:
@@ -161,7 +173,7 @@ class Environments:
         """Build what a bundle needs, unless it is there already.
 
         Any number of builds of one environment, in any number of processes, build it once. A build that was killed
-        leaves a folder without its marker, which the next one removes.
+        leaves a folder without its marker, which the next one removes. An image is found or fetched, and nothing built.
 
         Args:
             manifest: The bundle's.
@@ -172,6 +184,8 @@ class Environments:
             InvalidRequestError: The requirements cannot be taken, or this machine lacks the Python.
             DeploymentError: They cannot be resolved or installed; the text has uv's own words.
         """
+        if manifest.image is not None:
+            return self._find_image(manifest.image, lock, emit)
         ground = self._ground(_minor(manifest), emit)
         if lock is None:
             asked = [*user_requirements(manifest), *worker_requirements(manifest)]
@@ -186,6 +200,12 @@ class Environments:
         return BuiltEnvironment(environment_id, lock)
 
     # ------------------------------------------------------- what differs where an environment is no virtual one
+    def _find_image(self, image: ImageSpec, lock: str | None, emit: Emit) -> BuiltEnvironment:  # noqa: ARG002 - refused
+        raise InvalidRequestError(
+            f"The image {image.reference} needs containers, and workers are plain processes here; start the platform "
+            "with BRINERY_RUNTIME=docker on a machine with a Docker engine."
+        )
+
     def _ground(self, minor: str, emit: Emit) -> Ground:  # noqa: ARG002 - the interpreter is there, or it is refused
         path, version = self._interpreter(minor)
         return Ground(path, version, version)

@@ -29,7 +29,7 @@ def bootstrap(
     python: Annotated[str, typer.Option(help="Minor version, such as 3.11. [the platform's own]")] = "",
     home: Home = None,
 ) -> None:
-    """Make the base image that environments are built upon: of this machine's Python, or of BRINERY_BASE_IMAGE."""
+    """Make a base image of this machine's own Python, for which no registry is needed."""
     from brinery_platform.environments import PLATFORM_PYTHON
     from brinery_platform.images.environments import open_environments
     from brinery_platform.settings import index_environment
@@ -62,10 +62,16 @@ def show(
 
 def prune(home: Home = None) -> None:
     """Remove images of this home that no endpoint needs; what is needed again is built again."""
+    from brinery_platform.images.references import References
+    from brinery_platform.runtimes.detached import home_mark
+    from brinery_platform.runtimes.docker.engine import Engine
+
     settings = _settings(home)
-    removed = _inventory(settings).prune(needed=_needed(settings))
+    needed = _needed(settings)
+    removed = [_short(one) for one in _inventory(settings).prune(needed=needed)]
+    removed += References(Engine(), home_mark(settings.home)).prune(needed=needed)
     for one in removed:
-        typer.echo(f"Removed {_short(one)}")
+        typer.echo(f"Removed {one}")
     typer.echo(f"{len(removed)} images removed.")
 
 
@@ -84,8 +90,12 @@ def _inventory(settings: Settings) -> Inventory:
 
 
 def _needed(settings: Settings) -> set[str]:
-    """Return the environments that endpoints serve with, or are being deployed with."""
+    """Return the environments that endpoints serve with, or are being deployed with, and the images of all versions.
+
+    An environment is built again when somebody goes back to it; a user's image might be nowhere else.
+    """
     from brinery_platform.database import migrate
+    from brinery_platform.images.environments import IMAGE_ID_CHARS
     from brinery_platform.services import connect
 
     if not settings.home.exists():
@@ -94,9 +104,12 @@ def _needed(settings: Settings) -> set[str]:
     store = connect(settings).store
     needed = set()
     for row in store.endpoints():
-        for number in {row.serving_version, row.wanted_version} - {0, None}:
-            known = store.environment(store.version(row.id, number).environment_key)
-            if known is not None:
+        for version in store.versions(row.id):
+            known = store.environment(version.environment_key)
+            if known is not None and (
+                version.number in {row.serving_version, row.wanted_version}
+                or len(known.environment_id) == IMAGE_ID_CHARS
+            ):
                 needed.add(known.environment_id)
     return needed
 

@@ -23,6 +23,8 @@ CHUNK_BYTES: Final = 1024 * 1024
 _KEY: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 MOST_KEY_CHARACTERS: Final = 512
 PART_KEPT_SECONDS: Final = 86_400
+ONE_PUT_BYTES: Final = 8 * 1024 * 1024
+"""From here on an object goes to S3 in parts."""
 S3_CONNECT_SECONDS: Final = 5
 S3_READ_SECONDS: Final = 60
 
@@ -105,6 +107,10 @@ class Objects(ABC):
         check_key(key)
         self._delete(key)
 
+    def prepare(self) -> None:
+        """Check that the store answers, and make its bucket where that is missing."""
+        self.exists("probe")
+
     @abstractmethod
     def _write(self, key: str, stream: BinaryIO) -> int: ...
 
@@ -181,7 +187,7 @@ class S3Objects(Objects):
     """Objects in an S3 bucket; ``AWS_ENDPOINT_URL`` names other servers than Amazon's, boto3 finds the keys.
 
     Args:
-        bucket: Its name; it exists.
+        bucket: Its name; `prepare` makes it.
         prefix: Put in front of every key with a ``/``; may be empty.
     """
 
@@ -208,15 +214,41 @@ class S3Objects(Objects):
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
                 )
-                self._made = boto3.client("s3", config=config)
+                made = boto3.client("s3", config=config)
+                # Else each small object costs a round trip more, in which the server is asked whether it would take it.
+                made.meta.events.register("before-sign.s3.PutObject", _do_not_ask)
+                self._made = made
         return self._made
 
+    def prepare(self) -> None:
+        """See `Objects.prepare`; whoever may use a bucket but not ask for it goes on."""
+        from botocore.exceptions import ClientError
+
+        super().prepare()
+        try:
+            self._client.head_bucket(Bucket=self._bucket)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == HTTPStatus.NOT_FOUND:
+                self._make_bucket()
+
+    def _make_bucket(self) -> None:
+        region = self._client.meta.region_name
+        # Amazon's first region is the one that must not be named.
+        place = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        with _s3_errors(self._bucket):
+            self._client.create_bucket(Bucket=self._bucket, **place)
+
     def _write(self, key: str, stream: BinaryIO) -> int:
-        counted = _Counted(stream)
+        first = _read_up_to(stream, ONE_PUT_BYTES)
         with _s3_errors(key):
-            # One PUT for what is small, parts for the rest: an object of unknown length never lies in memory.
+            if len(first) < ONE_PUT_BYTES:
+                # Not by `upload_fileobj`, which starts threads for each object.
+                self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=first)
+                return len(first)
+            # In parts: an object of unknown length never lies in memory.
+            counted = _Counted(first, stream)
             self._client.upload_fileobj(counted, self._bucket, self._prefix + key)
-        return counted.size
+            return counted.size
 
     def _read(self, key: str, start: int, length: int | None) -> BinaryIO:
         arguments = {}
@@ -307,15 +339,35 @@ class _Body(io.RawIOBase):
         super().close()
 
 
-class _Counted:
-    """A stream that knows how much was read from it; not seekable, as boto3 would read it twice."""
+def _do_not_ask(request: Any, **_event: Any) -> None:
+    """Send a request without ``Expect: 100-continue``."""
+    del request.headers["Expect"]  # without an error where it is missing
 
-    def __init__(self, stream: BinaryIO) -> None:
+
+def _read_up_to(stream: BinaryIO, size: int) -> bytes:
+    """Return the next `size` bytes, or all when there are fewer; one `read` may return less than there is."""
+    parts = []
+    while size > 0 and (data := stream.read(size)):
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
+
+
+class _Counted:
+    """A stream, its first bytes read already, that knows how much was read; not seekable: boto3 would read it twice."""
+
+    def __init__(self, first: bytes, stream: BinaryIO) -> None:
+        self._first = first
         self._stream = stream
         self.size = 0
 
     def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
+        if size < 0:
+            data, self._first = self._first + self._stream.read(), b""
+        elif self._first:
+            data, self._first = self._first[:size], self._first[size:]
+        else:
+            data = self._stream.read(size)
         self.size += len(data)
         return data
 

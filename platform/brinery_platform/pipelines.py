@@ -75,6 +75,8 @@ class Pipelines:
                     future.set_result(reply)
 
     async def _execute(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
+        if len(commands) == 1:
+            return [await self._redis.execute_command(*commands[0])]  # type: ignore[no-untyped-call]  # redis-py's
         async with self._redis.pipeline(transaction=False) as pipe:
             for arguments in commands:
                 pipe.execute_command(*arguments)

@@ -17,6 +17,38 @@ ROUTING: Final = "routing"
 DEMAND: Final = "demand"
 WAKE: Final = "wake"
 LOAD: Final = "load"
+LOAD_MAX_AGE_SECONDS: Final = 5.0
+"""Whoever reports does so more often; an older report is of one that was killed."""
+GATEWAY_CLIENT: Final = "brinery-gateway"
+"""What gateways are called in Redis' list of its clients: who has a connection lives, with nothing to report."""
+DESK: Final = "desk"
+"""Where the leader tells what runs: JSON of `DeskAddress`, gone a while after the leader."""
+DESK_BEAT_SECONDS: Final = 5.0
+"""How often the desk gives a sign of life to whoever follows a log."""
+DESK_END: Final = "end"
+"""The last word of a log that has ended."""
+
+
+@dataclass(frozen=True)
+class DeskAddress:
+    """Where the controller's desk is.
+
+    Args:
+        url: Base URL, no trailing slash.
+        token: Sent as ``Authorization: Bearer``; not in the repr.
+    """
+
+    url: str
+    token: str = field(repr=False)
+
+    def dumps(self) -> bytes:
+        """Return it as JSON."""
+        return orjson.dumps({"url": self.url, "token": self.token})
+
+    @classmethod
+    def loads(cls, raw: bytes) -> DeskAddress:
+        """Read what `dumps` wrote."""
+        return cls(**orjson.loads(raw))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +58,18 @@ class WorkerRoute:
     Args:
         id: ``wrk_…``.
         url: Base URL, no trailing slash.
-        control_url: Base URL of its supervisor.
+        control_url: Base URL of its supervisor; ``""`` of an image, which has none.
+        predict_path: Where calls go.
+        stream_path: Where calls go that want a stream; ``""`` where there is no such place.
+        on_cancel: Of an image, see `brinery.spec.ImageSpec`; ``""`` of others, whose supervisor stops single calls.
     """
 
     id: str
     url: str
     control_url: str
+    predict_path: str = "/predict"
+    stream_path: str = "/stream"
+    on_cancel: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

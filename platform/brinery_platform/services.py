@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from brinery_platform.routes import GATEWAY_CLIENT
+
 if TYPE_CHECKING:
     import redis
     from celery import Celery
@@ -13,9 +15,10 @@ if TYPE_CHECKING:
 
     from brinery_platform.environments import Environments
     from brinery_platform.objects import Objects
-    from brinery_platform.runtimes.base import Runtime
+    from brinery_platform.runtimes.base import Runtime, Visible
     from brinery_platform.settings import Settings
     from brinery_platform.store import Store
+    from brinery_platform.usage import Watch
 
 REDIS_TIMEOUT_SECONDS: Final = 5.0
 REDIS_OPTIONS: Final[dict[str, Any]] = {
@@ -62,12 +65,25 @@ class Services:
         return library.Redis.from_url(self.settings.redis, retry=_once_more(Retry), **REDIS_OPTIONS)
 
     @cached_property
+    def watch(self) -> Watch:
+        """What workers use at this moment; for gateways."""
+        import redis as library
+        from redis.retry import Retry
+
+        from brinery_platform.usage import ANSWER_SECONDS, Watch
+
+        limits = {"socket_timeout": ANSWER_SECONDS, "socket_connect_timeout": ANSWER_SECONDS}
+        return Watch(library.Redis.from_url(self.settings.redis, retry=_once_more(Retry), **REDIS_OPTIONS | limits))
+
+    @cached_property
     def aredis(self) -> AsyncRedis:
-        """The same for asyncio; belongs to the loop that first uses it."""
+        """The same for asyncio, for gateways; belongs to the loop that first uses it."""
         import redis.asyncio as library
         from redis.asyncio.retry import Retry
 
-        return library.Redis.from_url(self.settings.redis, retry=_once_more(Retry), **REDIS_OPTIONS)
+        return library.Redis.from_url(
+            self.settings.redis, retry=_once_more(Retry), client_name=GATEWAY_CLIENT, **REDIS_OPTIONS
+        )
 
     @cached_property
     def celery(self) -> Celery:
@@ -95,6 +111,15 @@ class Services:
         from brinery_platform.runtimes import make_runtime
 
         return make_runtime(self.settings, self.environments)
+
+    @cached_property
+    def visible(self) -> Visible:
+        """What runs here, to be looked at; for gateway and forwarder, which need no Docker socket for it."""
+        if self.settings.runtime == "docker":
+            from brinery_platform.runtimes.far import FarRuntime
+
+            return FarRuntime(self.redis)
+        return self.runtime
 
 
 def _once_more(retry: Callable[..., T]) -> T:

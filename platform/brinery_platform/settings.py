@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -12,6 +13,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from brinery.errors import InvalidRequestError
+
+ADMIN_KEY: Final = re.compile(r"brn_[A-Za-z0-9_-]{32,200}")
 
 
 class Settings(BaseSettings):
@@ -28,16 +31,36 @@ class Settings(BaseSettings):
     database_url: SecretStr = Field(SecretStr(""), description="postgresql:// URL; empty: SQLite in the home.")
     redis_url: SecretStr = Field(SecretStr(""), description="redis:// URL; empty: an embedded Redis in the home.")
     objects_url: str = Field("", description="file:///… or s3://bucket/prefix; empty: a folder in the home.")
-    runtime: Literal["auto", "process", "docker"] = Field("auto", description="What runs the workers.")
+    runtime: Literal["auto", "process", "docker"] = Field(
+        "auto", description="What runs the workers; auto: containers where an engine runs them, else processes."
+    )
     worker_cidr: str = Field("10.213.0.0/16", description="Private addresses that networks of containers are cut from.")
     base_image: str = Field(
-        "", description="Image that environments are built upon; empty: one made of this machine's own Python."
+        "", description="Image that environments are built upon; machine: this machine's Python; empty: a public one."
     )
     trust_all_owners: bool = Field(
         default=False, description="Let keys of several owners share the process runtime, which does not isolate."
     )
+    host_volumes: str = Field(
+        "", description="Folders of the host, comma-separated, below which images may have theirs as volumes."
+    )
     webhook_networks: str = Field(
         "", description="Networks that webhooks may reach although they are not public, such as 10.1.0.0/16,fd00::/8."
+    )
+    desk_port: int = Field(
+        0, ge=0, le=65535, description="Port on loopback where the controller says how it is; 0: any that is free."
+    )
+    admin_key: SecretStr = Field(
+        SecretStr(""), description="An administrator's key, brn_ and 32 characters or more; empty: one is made."
+    )
+    platform_image: str = Field(
+        "", description="Image that forwarders run in as containers; empty: they are processes beside the controller."
+    )
+    egress_networks: str = Field(
+        "", description="Networks that workers whose egress is a list may reach although they are not public."
+    )
+    workers_may_call: bool = Field(
+        default=False, description="Let workers in containers connect to the gateway where it listens for them."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
@@ -46,7 +69,17 @@ class Settings(BaseSettings):
     def _expand(cls, home: Path) -> Path:
         return home.expanduser().absolute()
 
-    @field_validator("webhook_networks")
+    @field_validator("admin_key")
+    @classmethod
+    def _check_admin_key(cls, key: SecretStr) -> SecretStr:
+        if key.get_secret_value() and not ADMIN_KEY.fullmatch(key.get_secret_value()):
+            raise ValueError(
+                "an administrator's key is brn_ with 32 to 200 letters, digits, '-' or '_' behind it; "
+                "make one: python3 -c \"import secrets; print('brn_' + secrets.token_urlsafe(32))\""
+            )
+        return key
+
+    @field_validator("webhook_networks", "egress_networks")
     @classmethod
     def _check_networks(cls, text: str) -> str:
         _networks(text)
@@ -66,9 +99,19 @@ class Settings(BaseSettings):
         return IPv4Network(self.worker_cidr)
 
     @cached_property
+    def host_folders(self) -> tuple[str, ...]:
+        """The folders of the host that `host_volumes` names."""
+        return tuple(part.strip() for part in self.host_volumes.split(",") if part.strip())
+
+    @cached_property
     def webhooks_allowed(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """The networks that webhooks may reach although they are not public."""
         return _networks(self.webhook_networks)
+
+    @cached_property
+    def egress_allowed(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks that the egress proxy may reach although they are not public."""
+        return _networks(self.egress_networks)
 
     @cached_property
     def database(self) -> str:
@@ -116,13 +159,15 @@ def read_settings(**given: object) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = "BRINERY_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise InvalidRequestError(f"{name}: {first['msg']} (got {first['input']!r}).") from None
+        secret = Settings.model_fields[str(first["loc"][0])].annotation is SecretStr
+        got = "" if secret else f" (got {first['input']!r})"
+        raise InvalidRequestError(f"{name}: {first['msg']}{got}.") from None
 
 
 def platform_environment(settings: Settings) -> dict[str, str]:
     """Return the environment for the platform's own processes: this one's, with every setting said.
 
-    It holds secrets (the Redis password, S3 keys); workers never get it.
+    It holds secrets (the Redis password, S3 keys), but not the administrator's key; workers never get it.
     """
     said = {
         "BRINERY_HOME": str(settings.home),
@@ -135,10 +180,15 @@ def platform_environment(settings: Settings) -> dict[str, str]:
         "BRINERY_WORKER_CIDR": settings.worker_cidr,
         "BRINERY_BASE_IMAGE": settings.base_image,
         "BRINERY_TRUST_ALL_OWNERS": str(settings.trust_all_owners).lower(),
+        "BRINERY_HOST_VOLUMES": settings.host_volumes,
         "BRINERY_WEBHOOK_NETWORKS": settings.webhook_networks,
+        "BRINERY_PLATFORM_IMAGE": settings.platform_image,
+        "BRINERY_EGRESS_NETWORKS": settings.egress_networks,
+        "BRINERY_WORKERS_MAY_CALL": str(settings.workers_may_call).lower(),
+        "BRINERY_DESK_PORT": str(settings.desk_port),
         "BRINERY_LOG_LEVEL": settings.log_level,
     }
-    return {**os.environ, **said}
+    return {name: value for name, value in os.environ.items() if name != "BRINERY_ADMIN_KEY"} | said
 
 
 INDEX_VARIABLES: Final = frozenset(

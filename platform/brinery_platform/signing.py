@@ -1,4 +1,7 @@
-"""What the platform's key signs: who uploaded which bundle, and each owner's webhooks. The key itself never leaves."""
+"""What the platform's key signs: who uploaded which bundle, each owner's webhooks, what a worker may connect to.
+
+The key itself never leaves.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,15 @@ def webhook_secret(home: Path, owner: str) -> bytes:
         UnavailableError: The key's file is damaged.
     """
     return hmac.digest(_key(home), f"webhooks|{owner}".encode(), hashlib.sha256)
+
+
+def egress_token(home: Path, permit: str) -> str:
+    """Return what proves to the egress proxy that a permit is the platform's, hex.
+
+    Raises:
+        UnavailableError: The key's file is damaged.
+    """
+    return hmac.digest(_key(home), f"egress|{permit}".encode(), hashlib.sha256).hex()
 
 
 def _key(home: Path) -> bytes:

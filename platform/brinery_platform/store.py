@@ -170,13 +170,16 @@ class Store:
             return change(session)
 
     # ------------------------------------------------------------------------------------------------------ keys
-    def create_key(self, owner: str, name: str, *, admin: bool = False) -> tuple[Key, str]:
-        """Make an API key.
+    def create_key(self, owner: str, name: str, *, admin: bool = False, text: str = "") -> tuple[Key, str]:
+        """Make an API key, of `text` or of a new one.
 
         Returns:
             The row, and the key's text, which nobody can read again.
+
+        Raises:
+            ConflictError: There is, or was, a key of this `text`.
         """
-        text = f"brn_{secrets.token_urlsafe(32)}"
+        text = text or f"brn_{secrets.token_urlsafe(32)}"
         key = Key(
             id=new_id("key"),
             owner=owner,
@@ -186,8 +189,11 @@ class Store:
             created_at=time.time(),
             revoked_at=None,
         )
-        with self._transaction() as session:
-            session.add(key)
+        try:
+            with self._transaction() as session:
+                session.add(key)
+        except IntegrityError:
+            raise ConflictError("There is a key of this text already.") from None
         return key, text
 
     def live_keys(self) -> list[Key]:

@@ -11,6 +11,7 @@ import fcntl
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,20 +20,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
-import redis
 import urllib3
 
-from brinery.config import read_profile, write_profile
-from brinery.errors import BrineryError, ConflictError, InvalidRequestError, UnavailableError
-from brinery_platform.database import migrate
+from brinery.config import write_profile
+from brinery.errors import ConflictError, UnavailableError
 from brinery_platform.embedded_redis import EmbeddedRedis
-from brinery_platform.runtimes.base import PlatformSpec, Running
+from brinery_platform.preparation import ensure_admin_key, prepare
+from brinery_platform.runtimes.base import PlatformSpec, Running, Runtime
+from brinery_platform.runtimes.choice import Choice
 from brinery_platform.services import Services, connect
 from brinery_platform.settings import Settings
-from brinery_platform.store import hash_key
 from brinery_platform.up_record import UpRecord
 
-ADMIN: Final = "admin"
 READY_SECONDS: Final = 60.0
 GATEWAY_GRACE_SECONDS: Final = 35.0
 GRACE_SECONDS: Final = 30.0
@@ -74,20 +73,64 @@ class Up:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         (home / "run").mkdir(exist_ok=True, mode=0o700)
         with _lock(home):
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, lambda _signal, _frame: self._stop.set())
             try:
+                UpRecord(os.getpid(), self.settings.url, time.time(), ready=False).write(home)
+                _on_signals(lambda: sys.exit(0))  # what the choice waits for must not keep anybody waiting
+                self._choose_runtime()
+                _on_signals(self._stop.set)
                 self._prepare()
                 self._supervise()
             finally:
                 self._shut_down()
             self._say("Brinery is down")
 
+    # -------------------------------------------------------------------------------------------------------- choose
+    def _choose_runtime(self) -> None:
+        """Settle what runs the workers, once for everything that is started here."""
+        settings, before = self.settings, Choice.read(self.settings.home)
+        if settings.runtime == "auto":
+            choice = self._try_containers()
+            if choice.runtime == "docker":
+                self._say(f"Workers run as containers {choice.why}")
+            else:
+                self._say(f"Workers run as processes, for containers cannot be used here: {choice.why}")
+        else:
+            choice = Choice(settings.runtime, "as BRINERY_RUNTIME says")
+            if choice.runtime == "docker":
+                _check_engine()
+        self.settings = settings.model_copy(update={"runtime": choice.runtime})
+        if before is not None and before.runtime != choice.runtime:
+            self._say(f"Until now this home's workers ran as {_form(before)}; they start anew as {_form(choice)}")
+            # What a killed `up` has left: nobody would find its workers, and the rest knows the other runtime only.
+            stop_everything(connect(settings.model_copy(update={"runtime": before.runtime})), self._say)
+        choice.write(settings.home)
+
+    def _try_containers(self) -> Choice:
+        from brinery_platform.runtimes.auto import choose, trial_engine
+
+        engine = trial_engine()
+        try:
+            return choose(engine, self.settings, self._base)
+        finally:
+            engine.close()
+
+    def _base(self) -> str:
+        """Return the id of a base image for the trial, made where there is none, and tell how that goes."""
+        from brinery_platform.environments import PLATFORM_PYTHON
+        from brinery_platform.images.environments import open_environments
+        from brinery_platform.runtimes.auto import trial_engine
+        from brinery_platform.settings import index_environment
+
+        environments = open_environments(self.settings, index_environment(), engine=trial_engine())
+        try:
+            return environments.base(PLATFORM_PYTHON, self._say).id
+        finally:
+            environments.close()
+
     # ------------------------------------------------------------------------------------------------------- prepare
     def _prepare(self) -> None:
         settings = self.settings
         started_at = time.time()
-        UpRecord(os.getpid(), settings.url, started_at, ready=False).write(settings.home)
         self._services = connect(settings)
         self._stop_leftovers()
         _check_port(settings)
@@ -95,10 +138,8 @@ class Up:
             self._say("Starting the embedded Redis")
             self._redis = EmbeddedRedis(settings.home)
             self._redis.start()
-        _check_redis(self._services)
-        _check_objects(self._services)
-        migrate(settings.database)
-        self._ensure_admin_key()
+        prepare(self._services, self._say)
+        write_profile(settings.home, settings.url, ensure_admin_key(self._services, self._say))
         for name in ("controller", "gateway"):
             self._start(name)
         self._say("Waiting for the gateway")
@@ -109,22 +150,12 @@ class Up:
         self._say(self._services.runtime.notice)
 
     def _stop_leftovers(self) -> None:
-        """End gateway and controller of an `up` that was killed: they may have other settings. Workers go on."""
-        for name, grace_seconds in (("gateway", GATEWAY_GRACE_SECONDS), ("controller", GRACE_SECONDS)):
+        """End what an `up` that was killed has left and what may have other settings. Workers go on."""
+        order = (("gateway", GATEWAY_GRACE_SECONDS), ("controller", GRACE_SECONDS), ("egress", 1.0))
+        for name, grace_seconds in order:
             if any(running.id == name for running in self._parts.runtime.list()):
                 self._say(f"Stopping the {name} that a killed `brinery up` has left")
                 self._parts.runtime.stop(name, grace_seconds=grace_seconds)
-
-    def _ensure_admin_key(self) -> None:
-        """Have a live admin key in the user's profile; a start that died before writing it makes another."""
-        services = self._parts
-        known = {key.sha256 for key in services.store.live_keys() if key.admin}
-        profile = read_profile(self.settings.home)
-        text = profile.api_key if profile is not None else None
-        if text is None or hash_key(text) not in known:
-            _, text = services.store.create_key(ADMIN, "made by brinery up", admin=True)
-            self._say(f"Wrote an admin key to {self.settings.home / 'profile.json'}")
-        write_profile(self.settings.home, self.settings.url, text)
 
     def _wait_ready(self) -> bool:
         """Return whether the gateway is ready; False when the user has stopped waiting."""
@@ -189,26 +220,44 @@ class Up:
 
 def stop_everything(services: Services, say: Say) -> None:
     """Stop every process of this home but Redis: gateway, controller, forwarders and builders, workers."""
-    runtime = services.runtime
+    runtime = answering_runtime(services, say)
     order: list[tuple[str, float]] = [
         ("gateway", GATEWAY_GRACE_SECONDS),
         ("controller", GRACE_SECONDS),
         ("builder", 1.0),
         ("forwarder", GRACE_SECONDS),
         ("worker", WORKER_GRACE_SECONDS),
+        ("egress", 1.0),
     ]
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        for kind, grace_seconds in order:
-            found = [running for running in runtime.list() if running.kind == kind]
-            if found:
-                say(f"Stopping {_count(found, kind)}")
-            ends = [pool.submit(runtime.stop, running.id, grace_seconds=grace_seconds) for running in found]
-            for end in ends:
-                end.result()
+    for kind, grace_seconds in order:
+        _stop_all(runtime, kind, grace_seconds, say)
     runtime.close()
 
 
+def answering_runtime(services: Services, say: Say) -> Runtime:
+    """Return the runtime of some services; where its engine does not answer, that of the processes beside it."""
+    runtime = services.runtime
+    try:
+        runtime.list()
+    except UnavailableError as error:
+        say(f"{error.message.partition(';')[0]}: containers of this home are left as they are")
+        runtime.close()
+        return connect(services.settings.model_copy(update={"runtime": "process"})).runtime
+    return runtime
+
+
+def _stop_all(runtime: Runtime, kind: str, grace_seconds: float, say: Say) -> None:
+    found = [running for running in runtime.list() if running.kind == kind]
+    if found:
+        say(f"Stopping {_count(found, kind)}")
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        for end in [pool.submit(runtime.stop, running.id, grace_seconds=grace_seconds) for running in found]:
+            end.result()
+
+
 def _count(found: list[Running], kind: str) -> str:
+    if kind == "egress":
+        return "the egress proxy"
     return f"the {kind}" if kind in {"gateway", "controller"} else f"{len(found)} {kind}{'s' * (len(found) > 1)}"
 
 
@@ -227,6 +276,26 @@ def _lock(home: Path) -> Iterator[None]:
         yield
 
 
+def _on_signals(do: Callable[[], object]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda _signal, _frame: do())
+
+
+def _form(choice: Choice) -> str:
+    return "containers" if choice.runtime == "docker" else "processes"
+
+
+def _check_engine() -> None:
+    """Fail, with what to do, where the runtime that was asked for has no engine."""
+    from brinery_platform.runtimes.auto import trial_engine
+
+    engine = trial_engine()
+    try:
+        engine.version()
+    finally:
+        engine.close()
+
+
 def _check_port(settings: Settings) -> None:
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -237,24 +306,3 @@ def _check_port(settings: Settings) -> None:
                 f"Port {settings.port} on {settings.host} cannot be used ({error.strerror}); choose another with "
                 "--port or BRINERY_PORT."
             ) from None
-
-
-def _check_redis(services: Services) -> None:
-    try:
-        services.redis.ping()
-    except ValueError:
-        raise InvalidRequestError(
-            "BRINERY_REDIS_URL is no Redis URL; write redis://[:password@]host:port/database, rediss://… or unix://…"
-        ) from None
-    except redis.RedisError as error:
-        raise UnavailableError(
-            f"BRINERY_REDIS_URL: the Redis there does not answer ({error}); start it, or unset the variable to use "
-            "the embedded one."
-        ) from None
-
-
-def _check_objects(services: Services) -> None:
-    try:
-        services.objects.exists("probe")
-    except BrineryError as error:
-        raise InvalidRequestError(f"BRINERY_OBJECTS_URL: {error.message}") from None

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from brinery.future import Future
+    from brinery.image import Image
     from brinery.request import current_request
     from brinery.spec import TaskStatus
 
@@ -44,6 +45,7 @@ _HOMES = {
     "Client": "client",
     "Deployment": "deployment",
     "Future": "future",
+    "Image": "image",
     "TaskStatus": "spec",
     "as_completed": "completion",
     "current_request": "request",
@@ -59,6 +61,7 @@ __all__ = [
     "DeploymentError",
     "Endpoint",
     "Future",
+    "Image",
     "InvalidRequestError",
     "NotFoundError",
     "OverloadedError",

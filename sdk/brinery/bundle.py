@@ -70,6 +70,12 @@ def pack(endpoint: Definition) -> PackedBundle:
     return PackedBundle(manifest=manifest, data=data, sha256=hashlib.sha256(data).hexdigest())
 
 
+def pack_manifest(manifest: BundleManifest) -> PackedBundle:
+    """Pack a manifest that has no code beside it, as an image's has none."""
+    data = _zip({BUNDLE_MANIFEST: json.dumps(to_json(manifest), indent=1).encode()})
+    return PackedBundle(manifest=manifest, data=data, sha256=hashlib.sha256(data).hexdigest())
+
+
 def dump(value: Any) -> tuple[bytes, set[str]]:
     """Pickle code so that a worker can open it.
 

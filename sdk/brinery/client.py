@@ -15,12 +15,14 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 from weakref import WeakKeyDictionary
 
 import httpx
 from tenacity import AsyncRetrying, Retrying
 
 from brinery.config import check_url, read_config
+from brinery.connections import Connections
 from brinery.routes import (
     READ_TIMEOUT_SECONDS,
     UPLOAD_TIMEOUT_SECONDS,
@@ -32,7 +34,15 @@ from brinery.routes import (
 )
 from brinery.spec import CONTENT_BUNDLE, CONTENT_EVENTS, CONTENT_JSON
 from brinery.sse import EventReader, lines, server_sent_events
-from brinery.transport import ASYNC_CONNECTIONS, async_transport, checked, retry_arguments, translated, transport
+from brinery.transport import (
+    ASYNC_CONNECTIONS,
+    Response,
+    async_pool_arguments,
+    checked,
+    pool_arguments,
+    retry_arguments,
+    translated,
+)
 
 BRIEF_REQUESTS: Final = 16
 """How many requests that are answered at once an event loop sends side by side."""
@@ -65,10 +75,14 @@ class Client:
 
     def __init__(self, url: str, api_key: str) -> None:
         self.url = check_url(url)
-        self._api_key = api_key
+        self._headers = {"Authorization": f"Bearer {api_key}", "Accept": CONTENT_JSON}
+        # A proxy from the environment is for the world outside, never for this machine. Only httpx knows proxies.
+        self._outside = urlsplit(self.url).hostname not in {"127.0.0.1", "localhost", "::1"}
+        self._by_proxy = self._outside and any(name != "no" for name in getproxies())
         # By process id: a connection must never be used on both sides of a fork, and `setdefault` needs no lock that
         # a fork could leave held.
         self._pools: dict[int, httpx.Client] = {}
+        self._connections: dict[int, Connections] = {}
         self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, _Session] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
@@ -76,21 +90,23 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
-        pool = self._pools.pop(os.getpid(), None)
-        if pool is not None:
-            pool.close()
+        pid = os.getpid()
+        for opened in (self._pools.pop(pid, None), self._connections.pop(pid, None)):
+            if opened is not None:
+                opened.close()
 
     # ------------------------------------------------------------------------------------------------- transport
-    def send(self, request: Request) -> httpx.Response:
+    def send(self, request: Request) -> Response:
         """Send and return the whole answer.
 
         Raises:
             UnavailableError: Nothing answers, or the connection was lost on the way.
             BrineryError: What the platform answered, as its own class.
         """
+        if not self._by_proxy:
+            return checked(self._direct().send(request))
         with translated(self.url):
-            response = self._pool().request(**request.arguments())
-        return checked(response)
+            return checked(self._pool().request(**request.arguments()))
 
     async def asend(self, request: Request) -> httpx.Response:
         """Do what `send` does, on the running event loop."""
@@ -99,7 +115,7 @@ class Client:
                 response = await session.request(**request.arguments())
         return checked(response)
 
-    def send_patiently(self, request: Callable[[], Request], patience_seconds: float) -> httpx.Response:
+    def send_patiently(self, request: Callable[[], Request], patience_seconds: float) -> Response:
         """Send what can be repeated without harm, again and again while the platform is away.
 
         Args:
@@ -144,10 +160,18 @@ class Client:
                         await response.aread()
                     yield checked(response).aiter_bytes()
 
+    def _direct(self) -> Connections:
+        pid = os.getpid()
+        if (connections := self._connections.get(pid)) is None:
+            connections = self._connections.setdefault(pid, Connections(self.url, self._headers))
+        return connections
+
     def _pool(self) -> httpx.Client:
         pid = os.getpid()
         if (pool := self._pools.get(pid)) is None:
-            pool = self._pools.setdefault(pid, httpx.Client(transport=transport(self.url), **self._arguments()))
+            pool = self._pools.setdefault(
+                pid, httpx.Client(**pool_arguments(self.url, by_proxy=self._by_proxy), **self._arguments())
+            )
         return pool
 
     @asynccontextmanager
@@ -155,7 +179,7 @@ class Client:
         """Lend the loop's one async client; the last borrower closes it, so that nothing outlives the loop."""
         loop = asyncio.get_running_loop()
         if (session := self._sessions.get(loop)) is None:
-            client = httpx.AsyncClient(transport=async_transport(self.url), **self._arguments())
+            client = httpx.AsyncClient(**async_pool_arguments(self.url, by_proxy=self._by_proxy), **self._arguments())
             session = self._sessions[loop] = _Session(client)
         session.borrowers += 1
         try:
@@ -168,12 +192,7 @@ class Client:
                 await session.client.aclose()
 
     def _arguments(self) -> dict[str, Any]:
-        return {
-            "base_url": self.url,
-            "headers": {"Authorization": f"Bearer {self._api_key}", "Accept": CONTENT_JSON},
-            # A proxy from the environment is for the world outside, never for this machine.
-            "trust_env": urlsplit(self.url).hostname not in {"127.0.0.1", "localhost", "::1"},
-        }
+        return {"base_url": self.url, "headers": self._headers, "trust_env": self._outside}
 
     def _json(self, method: str, path: str, body: Any = None, **params: Parameter) -> Any:
         headers = {} if body is None else {"Content-Type": CONTENT_JSON}

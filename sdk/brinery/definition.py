@@ -44,6 +44,7 @@ class EndpointChoices(TypedDict, total=False):
     max_queued: int
     expires_in_seconds: float
     result_ttl_seconds: float
+    egress: str | list[str]
     env: dict[str, str]
     metadata: dict[str, Any]
 
@@ -66,11 +67,7 @@ class Definition:
         check_name(self.name, "endpoint")
         self.target = target
         self.kind = kind
-        self.settings: EndpointChoices = {**choices, "name": self.name}
-        if "retry_for" in choices:
-            self.settings["retry_for"] = retry_names(choices["retry_for"])
-        if choices.get("webhook") is not None:
-            self.settings["webhook"] = webhook(choices["webhook"])
+        self.settings = endpoint_settings({**choices, "name": self.name})
         self.requirements = _checked_requirements(choices.get("requirements", []))
 
     def parameters(self) -> inspect.Signature | None:
@@ -93,17 +90,46 @@ class Definition:
         Raises:
             InvalidRequestError: Naming the first setting that is wrong.
         """
-        fields = {name: value for name, value in self.settings.items() if name != "requirements"}
-        spec = from_json(EndpointSpec, {**fields, "bundle_id": bundle_id}, what=f"endpoint {self.name!r}")
-        for key, value in spec.metadata.items():
-            try:
-                json.dumps(value, allow_nan=False)
-            except (TypeError, ValueError, RecursionError) as error:
-                raise InvalidRequestError(
-                    f"endpoint {self.name!r}: metadata.{key} cannot travel as JSON ({error}); give plain JSON types.",
-                    field=f"metadata.{key}",
-                ) from None
-        return spec
+        return endpoint_spec(self.settings, bundle_id)
+
+
+def endpoint_settings(choices: EndpointChoices) -> EndpointChoices:
+    """Return a user's choices as the platform takes them: errors by their names, a webhook whole.
+
+    Raises:
+        InvalidRequestError: A setting is unknown, or one of these two is wrong.
+    """
+    check_names(choices, EndpointChoices, "endpoint()")
+    settings: EndpointChoices = {**choices}
+    if "retry_for" in choices:
+        settings["retry_for"] = retry_names(choices["retry_for"])
+    if choices.get("webhook") is not None:
+        settings["webhook"] = webhook(choices["webhook"])
+    return settings
+
+
+def endpoint_spec(settings: EndpointChoices, bundle_id: str) -> EndpointSpec:
+    """Return how a bundle is to be served, every setting checked.
+
+    Args:
+        settings: What `endpoint_settings` returned, the name included.
+        bundle_id: ``bun_…``.
+
+    Raises:
+        InvalidRequestError: Naming the first setting that is wrong.
+    """
+    name = settings["name"]
+    fields = {field: value for field, value in settings.items() if field != "requirements"}
+    spec = from_json(EndpointSpec, {**fields, "bundle_id": bundle_id}, what=f"endpoint {name!r}")
+    for key, value in spec.metadata.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequestError(
+                f"endpoint {name!r}: metadata.{key} cannot travel as JSON ({error}); give plain JSON types.",
+                field=f"metadata.{key}",
+            ) from None
+    return spec
 
 
 def find(module: str, path: str) -> Any:

@@ -14,7 +14,7 @@ from tenacity import Retrying
 from brinery.bundle import PYTHON_MINOR, PackedBundle, pack
 from brinery.errors import DeploymentError, PackingError, UnavailableError, error_from_json
 from brinery.routes import endpoint_path
-from brinery.spec import EndpointStatus, to_json
+from brinery.spec import EndpointSpec, EndpointStatus, to_json
 from brinery.transport import retry_arguments
 
 if TYPE_CHECKING:
@@ -48,28 +48,46 @@ class Deployment:
 
 def deploy(endpoint: Definition, client: Client, *, wait: bool, progress: Progress | None) -> Deployment:
     """Deploy an endpoint; see `Endpoint.deploy`."""
-    report = progress or _ignore
     endpoint.spec("bun_unknown")  # a wrong setting is told before anything is packed
     check_platform(client.info())
-    packed = pack(endpoint)
+    return deploy_packed(endpoint.spec, pack(endpoint), client, wait=wait, progress=progress)
+
+
+def deploy_packed(
+    described: Callable[[str], EndpointSpec],
+    packed: PackedBundle,
+    client: Client,
+    *,
+    wait: bool,
+    progress: Progress | None,
+) -> Deployment:
+    """Upload a bundle and make it an endpoint's new version.
+
+    Args:
+        described: Returns the endpoint's description for the bundle's id.
+        packed: The bundle.
+        client: The gateway.
+        wait: See `Endpoint.deploy`.
+        progress: See `Endpoint.deploy`.
+
+    Raises:
+        DeploymentError: It cannot become ready; carries the reason.
+        BrineryError: Another of its classes says what else went wrong.
+    """
+    report = progress or _ignore
     report(_event(f"Packed {_size(packed)}; uploading."))
     bundle_id = str(client.upload_bundle(packed.data)["id"])
-    settings = to_json(endpoint.spec(bundle_id))
-    del settings["name"]
-    accepted = client.put_endpoint(endpoint.name, settings)
+    settings = to_json(described(bundle_id))
+    name = settings.pop("name")
+    accepted = client.put_endpoint(name, settings)
     version, status = int(accepted["wanted_version"]), EndpointStatus(accepted["status"])
     if version == accepted["serving_version"]:
         report(_event(f"Unchanged; version {version} already serves."))
     elif wait:
-        watch(client, endpoint.name, version, report)
+        watch(client, name, version, report)
         status = EndpointStatus.READY
-    return Deployment(
-        name=endpoint.name,
-        version=version,
-        status=status,
-        url=f"{client.url}{endpoint_path(endpoint.name, 'predict')}",
-        bundle_id=bundle_id,
-    )
+    url = f"{client.url}{endpoint_path(name, 'predict')}"
+    return Deployment(name=name, version=version, status=status, url=url, bundle_id=bundle_id)
 
 
 def check_platform(info: dict[str, Any]) -> None:

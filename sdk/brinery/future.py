@@ -23,10 +23,9 @@ from brinery.spec import MAX_WAIT_SECONDS, TaskStatus
 from brinery.waits import WAIT_PATIENCE_SECONDS, deadline, shared_waits
 
 if TYPE_CHECKING:
-    import httpx
-
     from brinery.client import Client
     from brinery.routes import Request
+    from brinery.transport import Response
 
 SUBMIT_PATIENCE_SECONDS: Final = 10.0
 """How long a submission, or one look at a task, is repeated while the gateway is away."""
@@ -83,7 +82,8 @@ class Future:
         wait = _Wait(self.id, timeout)
         with wait.bounded():
             while (record := self.final_record) is None:
-                time.sleep(wait.pause_seconds())
+                if pause_seconds := wait.pause_seconds():
+                    time.sleep(pause_seconds)
                 self.note(self.client.send_patiently(wait.poll, wait.patience_seconds()).json())
             reply = None
             if not _inline(record):
@@ -231,7 +231,7 @@ def _inline(record: dict[str, Any]) -> bool:
     return record["status"] != TaskStatus.SUCCEEDED or bool(record.get("result_inline"))
 
 
-def _outcome(record: dict[str, Any], reply: httpx.Response | None, *, pickled: bool) -> Any:
+def _outcome(record: dict[str, Any], reply: Response | None, *, pickled: bool) -> Any:
     """Return a final record's result, from `reply` where it is not inline, or raise the record's error."""
     task_id = record["id"]
     match TaskStatus(record["status"]):

@@ -15,7 +15,16 @@ from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
-from brinery.checks import check_name, check_retry_for, check_webhook_url
+from brinery.checks import (
+    check_egress,
+    check_image_user,
+    check_name,
+    check_places,
+    check_reference,
+    check_retry_for,
+    check_route,
+    check_webhook_url,
+)
 from brinery.errors import InvalidRequestError
 
 T = TypeVar("T")
@@ -91,16 +100,60 @@ class TaskStatus(StrEnum):
 
 
 class BundleKind(StrEnum):
-    """What the pickle of a bundle holds; see `BundleManifest`."""
+    """What is in a bundle; see `BundleManifest`."""
 
     FUNCTION = "function"
     CLASS = "class"
     LOAD_PREDICT = "load_predict"
+    IMAGE = "image"
 
 
 # --------------------------------------------------------------------------------------------------- descriptions
 Name = Annotated[str, MinLen(1), MaxLen(63)]
 """Lower-case letters, digits and inner hyphens; see `check_name`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """An image that serves by itself: what of it is run, and where it answers.
+
+    Args:
+        reference: Its name and tag, digest or id; what it means at the deployment is what the version runs for good.
+        command: Run instead of the image's own entrypoint and command; empty leaves them.
+        port: Where it listens.
+        predict_route: Takes each call's body by POST.
+        ready_route: Answers GET with 2xx as soon as it can serve.
+        stream_route: What `predict_route` is, for callers that accept server-sent events; empty where it has none.
+        on_cancel: How a call is stopped that nobody waits for any more: ``replace`` the worker, which ends its other
+            calls, too, or ``disconnect`` and leave the rest to the server.
+        shm_mib: Size of ``/dev/shm``, which counts as memory.
+        volumes: ``name:/path`` or ``name:/path:ro`` each; what is in a volume outlives workers and versions.
+        scratch: Folders besides ``/tmp`` that can be written; empty at each start, in memory.
+        user: Name or id, perhaps with ``:group``, never root; empty takes the image's own, or 65534 where that is root.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads a plain class attribute
+
+    reference: Annotated[str, MinLen(1), MaxLen(500)]
+    command: Annotated[list[Annotated[str, MaxLen(10_000)]], MaxLen(200)] = field(default_factory=list)
+    port: Annotated[int, Ge(1), Le(65_535)] = WORKER_PORT
+    predict_route: str = "/predict"
+    ready_route: str = "/readyz"
+    stream_route: str = ""
+    on_cancel: Literal["replace", "disconnect"] = "replace"
+    shm_mib: Annotated[int, Ge(1), Le(1024 * 1024)] = 64
+    volumes: Annotated[list[str], MaxLen(16)] = field(default_factory=list)
+    scratch: Annotated[list[str], MaxLen(16)] = field(default_factory=list)
+    user: str = ""
+
+    def __post_init__(self) -> None:
+        check_reference(self.reference)
+        check_route(self.predict_route, "predict_route")
+        check_route(self.ready_route, "ready_route")
+        if self.stream_route:
+            check_route(self.stream_route, "stream_route")
+        check_places(self.volumes, self.scratch)
+        check_image_user(self.user)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +163,9 @@ class BundleManifest:
     Args:
         name: Name of the bundle; equal names are versions of one another.
         kind: What ``function.pkl`` holds: the callable, the class, or the dict
-            ``{"load_model": callable, "load_predict": callable}``.
-        python: Python version that pickled it, ``3.11``; the worker runs the same minor.
-        cloudpickle: Version of cloudpickle that pickled it.
+            ``{"load_model": callable, "load_predict": callable}``; of an image there is no such file.
+        python: Python version that pickled it, ``3.11``; the worker runs the same minor. Empty of an image.
+        cloudpickle: Version of cloudpickle that pickled it. Empty of an image.
         requirements: pip requirement lines, as the user gave them.
         env: Environment variables for the worker; not for secrets.
         request_schema: JSON Schema of the keyword arguments as one object, or None when unknown.
@@ -120,6 +173,7 @@ class BundleManifest:
         streaming: Whether the callable is a generator.
         doc: The callable's docstring, first paragraph.
         metadata: Free for the user.
+        image: The image, where the kind is that.
         format: Version of this layout.
     """
 
@@ -136,10 +190,15 @@ class BundleManifest:
     streaming: bool = False
     doc: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    image: ImageSpec | None = None
     format: Literal[1] = BUNDLE_FORMAT
 
     def __post_init__(self) -> None:
         check_name(self.name, "bundle")
+        if isinstance(self.image, dict):  # from a store's JSON, checked when it came
+            object.__setattr__(self, "image", ImageSpec(**self.image))
+        if (self.kind == BundleKind.IMAGE) != (self.image is not None):
+            raise InvalidRequestError("A bundle's manifest names an image where its kind is 'image', and only there.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +253,7 @@ class EndpointSpec:
         max_queued: Tasks that may be open at once; above it, 429.
         expires_in_seconds: How long a task may wait for a worker.
         result_ttl_seconds: How long a finished task's result is kept.
+        egress: What workers may connect to: ``on``, ``off``, or a list of hosts, see `check_egress`.
         env: Environment variables on top of the bundle's; not for secrets.
         metadata: Free for the user.
     """
@@ -219,6 +279,7 @@ class EndpointSpec:
     max_queued: Annotated[int, Ge(1)] = 100_000
     expires_in_seconds: Annotated[float, Gt(0), Le(MAX_LIFETIME_SECONDS)] = 86_400.0
     result_ttl_seconds: Annotated[float, Gt(0), Le(MAX_LIFETIME_SECONDS)] = 86_400.0
+    egress: str | list[str] = "on"
     env: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -230,6 +291,7 @@ class EndpointSpec:
                 "lower the other."
             )
         check_retry_for(self.retry_for)
+        check_egress(self.egress)
         if isinstance(self.webhook, dict):  # from a store's JSON, checked when it came
             object.__setattr__(self, "webhook", Webhook(**self.webhook))
 

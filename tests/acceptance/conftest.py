@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 
 from stack import KIT, Stack, wait_until
+from standing_stack import standing
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The platform that most tests share, with the kit deployed."""
-    stack = Stack(tmp_path_factory.mktemp("acceptance"))
+    folder = tmp_path_factory.mktemp("acceptance")
+    if (stands := standing(folder)) is not None:
+        (stands.desk / "kit.py").write_text(KIT)
+        stands.brinery("deploy", "kit.py")
+        yield stands
+        return
+    stack = Stack(folder)
     (stack.desk / "kit.py").write_text(KIT)
     try:
         stack.brinery("up", "--detach")

@@ -1,5 +1,6 @@
 """The command line: JSON where asked for, one clear line and exit 1 where something is wrong."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,16 @@ def test_status_and_list_and_describe_speak_json(stack):
     assert "add" in [endpoint["name"] for endpoint in listed]
     described = stack.json("describe", "add")
     assert (described["name"], described["status"]) == ("add", "ready")
+
+
+def test_status_and_describe_tell_what_each_worker_uses(stack):
+    assert stack.json("call", "add", "a=1") == 2
+    told = r"wrk_\w+ +\d+\.\d\d of 1 CPU, \d+ of \d+ MiB, \d+ threads"
+    wait_until(lambda: re.search(told, stack.brinery("describe", "add").stdout), what="the worker's usage")
+    wait_until(lambda: re.search(r"\d of 1 CPU", stack.brinery("status").stdout), what="the workers' usage in status")
+    (worker,) = stack.json("describe", "add")["workers"]
+    assert worker["memory_mib_used"] > 5
+    assert worker["pids"] > 1
 
 
 def test_call_and_submit_take_arguments_and_print_the_result(stack):

@@ -3,7 +3,6 @@
 import threading
 
 import httpx
-import psutil
 
 from stack import wait_until
 
@@ -78,13 +77,12 @@ def test_a_requirement_that_cannot_be_met_shows_the_installers_words_and_can_be_
         picky.deploy()
         print(json.dumps(picky.remote()))
     """
-    before = {path.name for path in (stack.home / "environments").iterdir()}
+    before = stack.environments()
     done = stack.run(code.format(requirement="click>9000"), check=False)
     assert done.returncode == 1
     assert "click>9000" in done.stdout + done.stderr
     assert "only" in done.stdout + done.stderr  # uv: "Because only click<=… is available"
-    after = {path.name for path in (stack.home / "environments").iterdir()}
-    assert after == before, "a failed build left something behind"
+    assert stack.environments() == before, "a failed build left something behind"
 
     assert stack.run(code.format(requirement="click<9000")) == "click"
 
@@ -159,11 +157,4 @@ def test_a_deleted_endpoint_is_gone_with_its_processes(stack):
     wait_until(gone, what="the endpoint to be gone")
     with stack.http() as http:
         assert http.post("/v1/endpoints/versioned/predict", json={}).status_code == httpx.codes.NOT_FOUND
-
-    def of_endpoint(process):
-        try:
-            return any(endpoint_id in part for part in process.cmdline())
-        except psutil.NoSuchProcess:
-            return False
-
-    wait_until(lambda: not any(map(of_endpoint, stack.processes())), what="its processes to end")
+    wait_until(lambda: not stack.serves(endpoint_id), what="its processes to end")

@@ -116,6 +116,17 @@ def test_what_a_worker_prints_is_in_the_endpoints_log(boxed):
         assert "adding 5 and 6" in http.get("/v1/endpoints/add/logs").text
 
 
+def test_what_a_worker_uses_is_shown_live(boxed):
+    with boxed.http() as http:
+        http.post("/v1/endpoints/add/predict", json={"a": 5, "b": 6}).raise_for_status()
+    known = wait_until(
+        lambda: [one for one in boxed.endpoint("add")["workers"] if one["cpus_used"] is not None],
+        what="what the worker uses",
+    )
+    assert 5 < known[0]["memory_mib_used"] < 512
+    assert known[0]["pids"] > 1
+
+
 def test_a_new_version_takes_over_and_shares_the_environment(boxed):
     before = {image["Id"] for image in boxed.engine.images({labels.KIND: "environment"})}
     assert boxed.run(NUMBER.format(number=1, idle=300)) == 1

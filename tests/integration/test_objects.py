@@ -2,6 +2,7 @@
 
 import io
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -135,3 +136,35 @@ def test_a_store_that_is_away_is_unavailable(tmp_path, monkeypatch):
 def test_other_urls_are_refused_with_the_variable_s_name(url):
     with pytest.raises(InvalidRequestError, match="BRINERY_OBJECTS_URL"):
         open_objects(url)
+
+
+def test_a_small_object_costs_one_request_and_no_question_before_it(monkeypatch):
+    seen = []
+
+    class Noting(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_PUT(self):
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append((self.command, self.path, self.headers.get("Expect"), data))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_arguments):
+            """Say nothing."""
+
+    for name, value in S3_KEYS.items():
+        monkeypatch.setenv(name, value)
+    with HTTPServer(("127.0.0.1", 0), Noting) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            before = threading.active_count()
+            assert open_objects("s3://bucket/prefix").put("results/tsk_1", b"small") == 5
+            assert threading.active_count() == before
+        finally:
+            server.shutdown()
+            serving.join()
+    assert seen == [("PUT", "/bucket/prefix/results/tsk_1", None, b"small")]

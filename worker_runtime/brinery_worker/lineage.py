@@ -10,6 +10,7 @@ from pathlib import Path
 
 # The numbers are those of Linux, in its header uapi/linux/prctl.h
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -27,6 +28,12 @@ def die_with_parent(parent_pid: int) -> None:
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent ends, so that `end_children` finds it."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def shut_out_others() -> None:
+    """Let no process of the same user trace a container's first process: user code shall not answer in its place."""
+    if os.getpid() == 1:
+        _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def end_children(*, spare: int | None = None) -> None:

@@ -21,7 +21,7 @@ from brinery_worker.child import Child
 from brinery_worker.control import Exchange, HttpPort, error_body
 from brinery_worker.exits import Exit
 from brinery_worker.fates import Fate, Fates
-from brinery_worker.lineage import adopt_orphans, end_children
+from brinery_worker.lineage import adopt_orphans, end_children, shut_out_others
 
 EXIT_STOPPED: Final = 0
 EXIT_REFUSED: Final = 3
@@ -108,6 +108,7 @@ class Supervisor:
             The exit code of the worker: 0 stopped, 3 bundle refused.
         """
         adopt_orphans()
+        shut_out_others()
         self._watch_signals()
         self._control.open()
         self._stand_in.open()

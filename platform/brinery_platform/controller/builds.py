@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from brinery.errors import DeploymentError
-from brinery.spec import new_id
+from brinery.spec import ImageSpec, new_id
 from brinery_platform import store
 from brinery_platform.build_orders import build_key, request_build
 from brinery_platform.runtimes.base import PlatformSpec, Running
@@ -94,7 +94,7 @@ class Builds:
         Raises:
             DeploymentError: Its bytes are not those that its owner uploaded.
         """
-        row = self._services.store.bundle(version.bundle_id)
+        row = self.row(version)
         folder = self._services.settings.home / "bundles"
         path = folder / f"{row.sha256}.zip"
         if not path.exists():
@@ -109,6 +109,15 @@ class Builds:
             Path(file.name).chmod(0o444)
             Path(file.name).replace(path)
         return row, path
+
+    def row(self, version: store.Version) -> store.Bundle:
+        """Return the description of a version's bundle."""
+        return self._services.store.bundle(version.bundle_id)
+
+    @lru_cache(maxsize=1024)  # noqa: B019 - the controller lives as long as its process
+    def image(self, bundle_id: str) -> ImageSpec | None:
+        """Return how a bundle's image is run, None where it has code instead; bundles never change."""
+        return store.manifest_of(self._services.store.bundle(bundle_id)).image
 
     @lru_cache(maxsize=1024)  # noqa: B019 - the controller lives as long as its process
     def request_schema(self, bundle_id: str) -> dict[str, Any] | None:

@@ -12,71 +12,28 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from brinery.errors import BrineryError, UnavailableError
-from brinery.spec import EndpointSpec, EndpointStatus, new_id
+from brinery.spec import EndpointSpec, EndpointStatus
 from brinery_platform import event_log, store
+from brinery_platform.condemned import Condemned, End, Sentence
 from brinery_platform.controller.builds import Builds
 from brinery_platform.controller.forwarder import ForwarderKeeper
+from brinery_platform.controller.health import Health
+from brinery_platform.controller.leaving import STOP_MARGIN_SECONDS, Leaving
+from brinery_platform.controller.load import Load
 from brinery_platform.controller.policy import Decision, Signals, decide, surplus
 from brinery_platform.controller.probe import Prober
-from brinery_platform.routes import EndpointRoute, WorkerRoute
-from brinery_platform.runtimes.base import Running, WorkerSpec
+from brinery_platform.controller.starting import worker_route, worker_spec
+from brinery_platform.controller.worker import Failures, Worker, failure_text
+from brinery_platform.routes import EndpointRoute
+from brinery_platform.runtimes.base import Running
 from brinery_platform.services import Services
 
 MAX_START_FAILURES: Final = 3
 """Starts of a new version that may fail before its deployment has failed."""
-MAX_BACK_OFF_SECONDS: Final = 300.0
-STOP_MARGIN_SECONDS: Final = 10.0
-"""What a worker may take beyond its drain: for the last replies and the user's `unload`."""
 SILENT_SECONDS: Final = 15.0
 """A ready worker whose supervisor has not answered for so long is replaced."""
 RECENT_SECONDS: Final = 2.0
 """A request this long ago still counts as demand: loads are reported once a second."""
-
-
-@dataclass
-class Load:
-    """What gateways and forwarders report of one endpoint, added up.
-
-    Args:
-        in_flight: Requests and tasks at workers.
-        waiting: Requests held by gateways.
-        queued: Tasks that no worker has yet.
-        open: Tasks that are not final.
-        last_at: When a request was last seen, seconds since the epoch.
-    """
-
-    in_flight: int = 0
-    waiting: int = 0
-    queued: int = 0
-    open: int = 0
-    last_at: float = 0.0
-
-
-@dataclass
-class Worker:
-    """One worker of ours and what is known of it."""
-
-    running: Running
-    started_at: float
-    ready: bool = False
-    silent_since: float | None = None
-
-
-@dataclass
-class Failures:
-    """Starts that went wrong, one after the other, of one version."""
-
-    count: int = 0
-    reason: str = ""
-    fatal: bool = False
-    retry_at: float = 0.0
-
-    def note(self, reason: str, *, fatal: bool, now: float) -> None:
-        """Add one, and put the next start off: 1 s, 2 s, 4 s and so on."""
-        self.count += 1
-        self.reason = reason
-        self.fatal = self.fatal or fatal
-        self.retry_at = now + min(2.0 ** (self.count - 1), MAX_BACK_OFF_SECONDS)
 
 
 @dataclass
@@ -102,9 +59,14 @@ class Endpoint:
     failures: dict[int, Failures] = field(default_factory=dict)
     published: EndpointRoute | None = None
     _retiring: dict[str, None] = field(default_factory=dict)  # an ordered set
+    _leaving: Leaving = field(init=False)
     _specs: dict[int, EndpointSpec] = field(default_factory=dict)
     _now_serving: int | None = None  # told when the routing table says so
     _surplus_since: float | None = None
+
+    def __post_init__(self) -> None:
+        self._leaving = Leaving(self.stop)
+        self._condemned = Condemned(self.services.redis)
 
     # ------------------------------------------------------------------------------------------------------- steps
     def adopt(self, running: Running) -> None:
@@ -128,7 +90,8 @@ class Endpoint:
             The row of the routing table that is true after it.
         """
         now = time.monotonic()
-        self._collect(now)
+        self._collect(load, now)
+        self._leaving.look(load.workers, now)
         if row.wanted_version != row.serving_version:
             self._deploy(row, now)
         if row.serving_version:
@@ -147,24 +110,31 @@ class Endpoint:
             worker = self.workers.pop(worker_id, None)
             if worker is not None:
                 self.prober.forget(worker_id)
-                self.stop(worker_id, self._spec_of(worker.running.version).drain_seconds + STOP_MARGIN_SECONDS)
+                drain_seconds = self._spec_of(worker.running.version).drain_seconds
+                self._leaving.add(worker, drain_seconds=drain_seconds, now=time.monotonic())
         self._retiring.clear()
 
-    def dissolve(self) -> bool:
+    def dissolve(self, load: Load) -> bool:
         """End everything that runs for a deleted endpoint.
+
+        Args:
+            load: What is still at its workers.
 
         Returns:
             Whether nothing of it is left in the runtime.
         """
         self._retiring = dict.fromkeys(self.workers)
         self.settle()
+        self._leaving.look(load.workers, time.monotonic())
         return self.forwarder.dissolve() and not any(
             running.endpoint_id == self.id for running in self.services.runtime.list()
         )
 
     # --------------------------------------------------------------------------------------------------- observing
-    def _collect(self, now: float) -> None:
+    def _collect(self, load: Load, now: float) -> None:
         """Note which workers became ready, ended or failed since the last step."""
+        for worker_id, sentence in load.condemned.items():
+            self._replace(worker_id, sentence)
         for worker_id, worker in list(self.workers.items()):
             health = self.prober.health(worker_id)
             version = worker.running.version
@@ -172,22 +142,53 @@ class Endpoint:
             if code is not None:
                 last = " ".join(list(self.services.runtime.logs(worker_id, tail=3)))
                 why = self.services.runtime.why(worker_id)
-                self._lost(worker_id, f"Worker {worker_id} ended: {why}. {last}".strip(), now, fatal=code == 3)
+                if not worker.supervised:
+                    self._condemned.note_end(worker_id, End(reason=why))
+                refused = worker.supervised and code == 3
+                self._lost(worker_id, f"Worker {worker_id} ended: {why}. {last}".strip(), now, fatal=refused)
             elif health.state == "failed":
-                self._lost(worker_id, _failure_text(health.error), now, fatal=True)
+                self._lost(worker_id, failure_text(health.error), now, fatal=True)
             elif worker.ready and not health.serves:
+                if health.state == "silent" and load.workers.get(worker_id):
+                    worker.silent_since = None  # an image of one thread answers nobody else while it works
+                    continue
                 worker.silent_since = worker.silent_since or now
                 if now - worker.silent_since > SILENT_SECONDS:
-                    self._lost(worker_id, f"Worker {worker_id} does not answer ({health.state}).", now, fatal=False)
+                    why = health.detail or health.state
+                    self._lost(worker_id, f"Worker {worker_id} does not answer ({why}).", now, fatal=False)
             elif worker.ready:
                 worker.silent_since = None
             elif health.serves:
                 worker.ready = True
                 self.failures.pop(version, None)
                 self._log(version, "worker", f"Worker {worker_id} is ready.")
-            elif now - worker.started_at > self._spec_of(version).startup_timeout_seconds:
-                limit = self._spec_of(version).startup_timeout_seconds
-                self._lost(worker_id, f"Worker {worker_id} was not ready after {limit:g} s.", now, fatal=False)
+            else:
+                self._wait(worker, health, now)
+
+    def _wait(self, worker: Worker, health: Health, now: float) -> None:
+        """Say why a worker is not ready, and give it up when its time is over."""
+        worker_id, version = worker.running.id, worker.running.version
+        limit = self._spec_of(version).startup_timeout_seconds
+        if now - worker.started_at > limit:
+            detail = f": {health.detail}" if health.detail else ""
+            text = f"Worker {worker_id} was not ready after {limit:g} s{detail}."
+            self._lost(worker_id, text, now, fatal=not worker.supervised)
+        elif health.state == "loading" and health.detail and health.detail != worker.told:
+            worker.told = health.detail
+            self._log(version, "worker", f"Worker {worker_id} is not ready yet: {health.detail}.")
+
+    def _replace(self, worker_id: str, sentence: Sentence) -> None:
+        """End a worker at once for the sake of one of its calls; that is no failure of its version."""
+        if worker_id in self.workers or worker_id in self._leaving:
+            # First: where Redis is away the worker stays known, and the next step does it.
+            self._condemned.note_end(worker_id, End(reason=sentence.reason, request_id=sentence.request_id))
+        worker = self.workers.pop(worker_id, None)
+        if worker is not None or self._leaving.drop(worker_id):
+            self.prober.forget(worker_id)
+            self.stop(worker_id, 0.0)
+        if worker is not None:
+            self._log(worker.running.version, "worker", f"Worker {worker_id} is replaced: {sentence.reason}.")
+        self._condemned.remove(worker_id)
 
     def _lost(self, worker_id: str, reason: str, now: float, *, fatal: bool) -> None:
         worker = self.workers.pop(worker_id)
@@ -278,7 +279,8 @@ class Endpoint:
             if started:
                 self._log(number, "scale", f"{have} → {have + started} workers: {decision.reason}.")
         elif decision.workers < have:
-            idle = [worker_id for worker_id in ready if self.prober.look(worker_id).state == "ready"]
+            free = [worker_id for worker_id in ready if not load.workers.get(worker_id)]
+            idle = [worker_id for worker_id in free if self.prober.look(worker_id).state == "ready"]
             ending = idle[: have - decision.workers]  # one that works is left alone until it does not
             self._retiring.update(dict.fromkeys(ending))
             if ending:
@@ -304,25 +306,8 @@ class Endpoint:
         environment_id = self.builds.environment(version)
         if environment_id is None:
             return
-        row, path = self.builds.bundle(version)
-        manifest = store.manifest_of(row)
         for _ in range(wanted - len(self._of(number))):
-            running = self.services.runtime.start(
-                WorkerSpec(
-                    id=new_id("wrk"),
-                    endpoint_id=self.id,
-                    version=number,
-                    environment_id=environment_id,
-                    bundle=path,
-                    sha256=row.sha256,
-                    concurrency=spec.concurrency,
-                    cpus=spec.cpus,
-                    memory_mib=spec.memory_mib,
-                    gpus=spec.gpus,
-                    drain_seconds=spec.drain_seconds,
-                    env={**manifest.env, **spec.env},
-                )
-            )
+            running = self.services.runtime.start(worker_spec(self.builds, version, spec, environment_id))
             self.workers[running.id] = Worker(running, started_at=now)
             self.prober.watch(running)
 
@@ -346,6 +331,7 @@ class Endpoint:
     def _route(self, row: store.Endpoint) -> EndpointRoute:
         number = row.serving_version or row.wanted_version
         leaving = set(self._retiring)
+        image = self.builds.image(self._spec_of(number).bundle_id)
         workers = [self.workers[worker_id].running for worker_id in self._of(row.serving_version, ready=True)]
         return EndpointRoute(
             id=self.id,
@@ -354,11 +340,7 @@ class Endpoint:
             reason=row.reason,
             version=row.serving_version,
             spec=self._spec_of(number),
-            workers=tuple(
-                WorkerRoute(id=worker.id, url=worker.url, control_url=worker.control_url)
-                for worker in workers
-                if worker.id not in leaving
-            ),
+            workers=tuple(worker_route(worker, image) for worker in workers if worker.id not in leaving),
             request_schema=self.builds.request_schema(self._spec_of(number).bundle_id),
         )
 
@@ -368,6 +350,11 @@ class Endpoint:
             for worker_id, worker in self.workers.items()
             if worker.running.version == version and (worker.ready or not ready)
         ]
+
+    @property
+    def needs_proxy(self) -> bool:
+        """Whether workers of it run that reach hosts of a list only."""
+        return any(not isinstance(self._spec_of(one.running.version).egress, str) for one in self.workers.values())
 
     def _idle_seconds(self, now: float) -> float:
         return 0.0 if self._surplus_since is None else now - self._surplus_since
@@ -397,15 +384,3 @@ class Endpoint:
 
 class _GaveUpError(BrineryError):
     """A version's workers failed too often."""
-
-
-def _failure_text(error: dict[str, object] | None) -> str:
-    """Return what a supervisor said of a failed load, as a person wants to read it."""
-    inner = (error or {}).get("error")
-    if not isinstance(inner, dict):
-        return "The bundle could not be loaded."
-    context = inner.get("context") or {}
-    kind = context.get("exception_type")
-    trace = context.get("traceback") or ""
-    text = f"{kind}: {inner.get('message')}" if kind else str(inner.get("message"))
-    return f"Loading failed with {text}\n{trace}".strip()

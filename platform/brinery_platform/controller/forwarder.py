@@ -20,6 +20,8 @@ GRACE_SECONDS: Final = 30.0
 DELETED_GRACE_SECONDS: Final = 5.0
 """Of a deleted endpoint: its tasks are being cancelled, so there is little to wait for."""
 RETRY_SECONDS: Final = 1.0
+MOST_CHARACTERS: Final = 1_000
+"""Of the last words of one that ended."""
 SILENT_SECONDS: Final = 2 * LEASE_SECONDS
 """How long a forwarder may be unknown to Redis while its process is there: longer than a start, and than a short freeze
 after which it goes on by itself."""
@@ -63,6 +65,10 @@ class ForwarderKeeper:
         """Have one if it is needed; end one that has not been needed for a while."""
         now = time.monotonic()
         if self._running is not None and (self._is_silent(now) or self.runtime.poll(self._running.id) is not None):
+            why, last = self.runtime.why(self._running.id), list(self.runtime.logs(self._running.id, tail=1))
+            log.warning(
+                "forwarder.ended", forwarder_id=self._running.id, why=why, last=" ".join(last)[:MOST_CHARACTERS]
+            )
             self.runtime.stop(self._running.id, grace_seconds=0.0)
             self.tasks.incarnation_died(self._running.id)
             self._running = None

@@ -29,6 +29,11 @@ if ARGV[3] == '' then redis.call('HDEL', KEYS[2], ARGV[2]) else redis.call('HSET
 redis.call('PUBLISH', KEYS[2], ARGV[2])
 return 1
 """
+_ANNOUNCE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
 
 
 class Lease:
@@ -43,6 +48,7 @@ class Lease:
         self._renew = redis.register_script(_RENEW)
         self._release = redis.register_script(_RELEASE)
         self._publish = redis.register_script(_PUBLISH_ROUTE)
+        self._announce = redis.register_script(_ANNOUNCE)
         self._token = ""
 
     def acquire(self) -> bool:
@@ -84,6 +90,15 @@ class Lease:
         """
         row = b"" if route is None else route.dumps()
         return bool(self._publish(keys=[LEASE, ROUTING], args=[self._token, endpoint_id, row]))
+
+    def announce(self, key: str, value: bytes) -> bool:
+        """Write down under `key` where the leader is, for as long as two leases.
+
+        Returns:
+            Whether it was written; False means that the lease is somebody else's.
+        """
+        lasts_ms = int(2 * LEASE_SECONDS * 1000)
+        return bool(self._announce(keys=[LEASE, key], args=[self._token, value, lasts_ms]))
 
 
 def _namespace() -> str:

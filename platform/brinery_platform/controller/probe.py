@@ -1,4 +1,4 @@
-"""Asks supervisors how their workers are: often while one starts, now and then when it is ready."""
+"""Asks supervisors, or images themselves, how workers are: often while one starts, now and then when it is ready."""
 
 from __future__ import annotations
 
@@ -7,39 +7,20 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
-import urllib3
 
+from brinery_platform.controller.health import Health
+from brinery_platform.controller.ready_route import ask_image
+from brinery_platform.controller.small_get import small_get
 from brinery_platform.runtimes.base import Running
 
 STARTING_INTERVAL_SECONDS: Final = 0.02
 READY_INTERVAL_SECONDS: Final = 2.0
 PROBE_TIMEOUT_SECONDS: Final = 2.0
-MAX_POOLS: Final = 64
-"""Workers to which a connection is kept; those of ended workers are closed when others take their place."""
 ASKING_AT_ONCE: Final = 8
 """So that supervisors that hang do not keep the others from being asked."""
-
-
-@dataclass(frozen=True)
-class Health:
-    """What a worker's supervisor says.
-
-    Args:
-        state: ``unreachable``, or one of the supervisor's states.
-        error: The wire form of why it failed, where it did.
-    """
-
-    state: str
-    error: dict[str, Any] | None = None
-
-    @property
-    def serves(self) -> bool:
-        """Whether requests may be sent to it."""
-        return self.state in {"ready", "busy", "stuck"}
 
 
 class Prober:
@@ -51,9 +32,6 @@ class Prober:
 
     def __init__(self, on_change: Callable[[str], None]) -> None:
         self._on_change = on_change
-        self._http = urllib3.PoolManager(
-            maxsize=2, num_pools=MAX_POOLS, retries=False, timeout=urllib3.Timeout(total=PROBE_TIMEOUT_SECONDS)
-        )
         self._watched: dict[str, Running] = {}
         self._health: dict[str, Health] = {}
         self._due: dict[str, float] = {}
@@ -104,7 +82,6 @@ class Prober:
         self._wake.set()
         self._thread.join()
         self._askers.shutdown()
-        self._http.clear()
 
     def _run(self) -> None:
         while not self._stopped:
@@ -136,14 +113,16 @@ class Prober:
             self._on_change(worker.id)
 
     def _request(self, worker: Running) -> Health:
+        if worker.ready_route:
+            return ask_image(worker)
         try:
-            reply = self._http.request("GET", f"{worker.control_url}/status")
-            status = orjson.loads(reply.data)
+            _, body = small_get(f"{worker.control_url}/status", seconds=PROBE_TIMEOUT_SECONDS)
+            status = orjson.loads(body)
             health = Health(str(status["state"]), status.get("error"))
             if not self.health(worker.id).serves and health.serves:
                 # Ready means that the serving port has answered too, not only that the supervisor says so.
-                ready = self._http.request("GET", f"{worker.url}/readyz")
-                return health if ready.status == 200 else Health("loading")
-        except (urllib3.exceptions.HTTPError, OSError, ValueError, KeyError, TypeError):
+                ready, _ = small_get(f"{worker.url}/readyz", seconds=PROBE_TIMEOUT_SECONDS)
+                return health if ready == 200 else Health("loading")
+        except (OSError, ValueError, KeyError, TypeError):
             return Health("unreachable")
         return health

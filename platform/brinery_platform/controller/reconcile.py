@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, cast
 
 import orjson
@@ -15,20 +14,32 @@ from redis.exceptions import RedisError
 from brinery.errors import BrineryError, UnavailableError
 from brinery.spec import LEASE_SECONDS, EndpointStatus
 from brinery_platform import event_log, store
+from brinery_platform.condemned import Condemned
 from brinery_platform.controller.builds import Builds
-from brinery_platform.controller.endpoint import Endpoint, Load
+from brinery_platform.controller.desk import Desk
+from brinery_platform.controller.egress import ProxyKeeper
+from brinery_platform.controller.endpoint import Endpoint
+from brinery_platform.controller.farewell import end_all, gateway_lives
 from brinery_platform.controller.forwarder import ForwarderKeeper
 from brinery_platform.controller.lease import Lease
+from brinery_platform.controller.load import Load
 from brinery_platform.controller.probe import Prober
-from brinery_platform.routes import DEMAND, LOAD, ROUTING, WAKE
+from brinery_platform.controller.stops import Stops
+from brinery_platform.controller.usage import UsageKeeper
+from brinery_platform.routes import DEMAND, DESK, LOAD, LOAD_MAX_AGE_SECONDS, ROUTING, WAKE
+from brinery_platform.runtimes.base import Running
 from brinery_platform.services import Services
 from brinery_platform.tasks import Tasks
 
 log = structlog.get_logger()
 
 TICK_SECONDS: Final = 1.0
-LOAD_MAX_AGE_SECONDS: Final = 5.0
 REDIS_PAUSE_SECONDS: Final = 0.5
+EGRESS_GRACE_SECONDS: Final = 5.0
+OUTDATED_GRACE_SECONDS: Final = 30.0
+"""What a forwarder of an earlier image may take to finish; its successor works beside it."""
+STUCK_SECONDS: Final = 120.0
+"""A round takes less: a container starts in 0.3 s, and an image of a bundle is made in 0.2 s."""
 
 
 class Controller:
@@ -43,24 +54,38 @@ class Controller:
         self._lease = Lease(services.redis)
         self._tasks = Tasks(services.redis)
         self._builds = Builds(services)
+        self._condemned = Condemned(services.redis)
         self._wake = threading.Event()
         self._stopping = False
         self._prober = Prober(lambda _worker_id: self._wake.set())
-        self._stoppers = ThreadPoolExecutor(max_workers=16, thread_name_prefix="stop")
+        self._stops = Stops(services.runtime, self._wake.set)
+        self._proxy = ProxyKeeper(services.runtime, self._stops.order)
+        self._usage = UsageKeeper(services.runtime, services.redis)
         self._endpoints: dict[str, Endpoint] = {}
         self._renewed_at = 0.0
+        self._stepped_at = time.monotonic()
+        self._waits_for = "it has not asked yet who leads"
+        self._leads = False
+        self._desk: Desk | None = None
         services.runtime.on_exit = lambda _running_id: self._wake.set()
 
     # --------------------------------------------------------------------------------------------------------- life
     def run(self) -> None:
         """Lead, or wait for the lead, until `stop`; the workers go on after it."""
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        settings = self._services.settings
+        if settings.runtime == "docker" or settings.desk_port:
+            self._desk = Desk(
+                self._services.runtime, healthy=self._sick, ready=lambda: self._waits_for, port=settings.desk_port
+            )
         adopted = False  # whether memory is that of the present lead
         while not self._stopping:
             try:
+                self._stepped_at = time.monotonic()
                 if not self._lease.renew():
-                    adopted = False
+                    adopted = self._leads = False
                     if not self._lease.acquire():
+                        self._waits_for = ""  # another one leads, and that is well
                         self._wake.wait(TICK_SECONDS)
                         self._wake.clear()
                         continue
@@ -68,13 +93,39 @@ class Controller:
                     log.info("controller.leads")
                     self._adopt()
                     adopted = True
+                self._leads, self._waits_for = True, ""
+                self._announce()
                 self._lead()
             except (RedisError, UnavailableError) as error:
-                log.warning("controller.waits", error=str(error))
+                if str(error) != self._waits_for:
+                    log.warning("controller.waits", error=str(error))
+                self._waits_for = str(error)
                 time.sleep(REDIS_PAUSE_SECONDS)
+        self._end()
+
+    def _end(self) -> None:
+        if self._desk is not None:
+            self._desk.close()
+        self._usage.close()
         self._prober.close()
-        self._stoppers.shutdown(wait=True)
+        self._stops.close()
+        if self._services.settings.platform_image and self._leads:
+            try:
+                if not gateway_lives(self._services.redis):
+                    end_all(self._services.runtime)
+            except RedisError as error:
+                log.warning("controller.leaves_all_as_it_is", error=str(error))
         self._services.runtime.close()
+
+    def _sick(self) -> str:
+        """Return what is wrong with this process, ``""`` for nothing."""
+        silent = time.monotonic() - self._stepped_at
+        return f"its loop has not gone round for {silent:.0f} s" if silent > STUCK_SECONDS else ""
+
+    def _announce(self) -> None:
+        """Tell where the desk of the leader is."""
+        if self._desk is not None:
+            self._lease.announce(DESK, self._desk.address.dumps())
 
     def stop(self) -> None:
         """End the loop after the step that it is in."""
@@ -94,10 +145,23 @@ class Controller:
             owner = self._endpoints.get(running.endpoint_id)
             if running.kind == "builder":
                 self._builds.adopt(running)
+            elif running.kind in {"forwarder", "egress"} and self._services.runtime.outdated(running.id):
+                self._replace(running)
+            elif running.kind == "egress":
+                self._proxy.adopt()
             elif owner is not None:
                 owner.adopt(running)
             elif running.kind in {"worker", "forwarder"}:
-                self._stop_later(running.id, 0.0)
+                self._stops.order(running.id, 0.0)
+
+    def _replace(self, running: Running) -> None:
+        """End what is of an earlier image; whoever keeps it starts another one."""
+        log.info("controller.replaces", running_id=running.id, reason="of another image")
+        if running.kind == "egress":  # at once, for its successor has the same id
+            self._services.runtime.stop(running.id, grace_seconds=EGRESS_GRACE_SECONDS)
+            self._proxy.adopt()
+        else:
+            self._stops.order(running.id, OUTDATED_GRACE_SECONDS)
 
     def _requeue_orphans(self, registered: list[tuple[str, str]], living: set[str]) -> None:
         """Requeue what forwarders of this machine ran that died together with the last leader."""
@@ -107,11 +171,13 @@ class Controller:
 
     def _lead(self) -> None:
         while not self._stopping:
+            self._stepped_at = time.monotonic()
             if time.monotonic() - self._renewed_at > LEASE_SECONDS / 5:
                 if not self._lease.renew():
                     log.warning("controller.lost_the_lead")
                     return
                 self._renewed_at = time.monotonic()
+                self._announce()
                 self._sync_routing()
             self._tick()
             self._wake.wait(TICK_SECONDS)
@@ -124,6 +190,7 @@ class Controller:
         rows = self._services.store.endpoints()
         loads = self._loads([row.id for row in rows])
         registered = {running_id for running_id, _host in self._tasks.forwarders()}
+        self._usage.look({worker: one_id for one_id, one in self._endpoints.items() for worker in one.workers})
         for row in rows:
             endpoint = self._endpoints.get(row.id) or self._new(row.id)
             self._endpoints[row.id] = endpoint
@@ -137,6 +204,7 @@ class Controller:
             except Exception:
                 # Whatever is wrong with one endpoint (its disk is full, say), the others go on.
                 log.exception("controller.step_failed", endpoint_id=row.id)
+        self._proxy.keep(needed=any(endpoint.needs_proxy for endpoint in self._endpoints.values()))
 
     def _sweep(self) -> None:
         try:
@@ -146,7 +214,7 @@ class Controller:
 
     def _step(self, endpoint: Endpoint, row: store.Endpoint, load: Load) -> None:
         if row.status == EndpointStatus.DELETING:
-            self._delete(endpoint)
+            self._delete(endpoint, load)
             return
         route = endpoint.step(row, load)
         if route != endpoint.published:
@@ -155,26 +223,19 @@ class Controller:
             endpoint.published = route
         endpoint.settle()
 
-    def _delete(self, endpoint: Endpoint) -> None:
+    def _delete(self, endpoint: Endpoint, load: Load) -> None:
         """Take an endpoint apart in an order that a crash can interrupt anywhere: callers first, the row last."""
         self._lease.publish(endpoint.id, None)
         still_running = self._tasks.forget_endpoint(endpoint.id)
-        if endpoint.dissolve() and not still_running:
+        if endpoint.dissolve(load) and not still_running:
             self._services.redis.delete(event_log.stream(endpoint.id))
             self._services.store.remove_endpoint(endpoint.id)
             self._lease.publish(endpoint.id, None)  # for a gateway that found the row a moment ago
             del self._endpoints[endpoint.id]
 
     def _new(self, endpoint_id: str) -> Endpoint:
-        forwarder = ForwarderKeeper(self._services.runtime, self._tasks, self._stop_later, endpoint_id)
-        return Endpoint(self._services, forwarder, self._builds, self._prober, self._stop_later, endpoint_id)
-
-    def _stop_later(self, running_id: str, grace_seconds: float) -> None:
-        def stop() -> None:
-            self._services.runtime.stop(running_id, grace_seconds=grace_seconds)
-            self._wake.set()
-
-        self._stoppers.submit(stop)
+        forwarder = ForwarderKeeper(self._services.runtime, self._tasks, self._stops.order, endpoint_id)
+        return Endpoint(self._services, forwarder, self._builds, self._prober, self._stops.order, endpoint_id)
 
     def _sync_routing(self) -> None:
         """Write the whole table again where Redis holds another number of rows, as after a restore or a deletion."""
@@ -208,6 +269,13 @@ class Controller:
                     load.in_flight += seen["in_flight"]
                     load.waiting += seen["waiting"]
                     load.last_at = max(load.last_at, seen["last_at"])
+                    for worker_id, calls in seen.get("workers", {}).items():
+                        load.workers[worker_id] = load.workers.get(worker_id, 0) + calls
+        for worker_id, sentence in self._condemned.read().items():
+            if sentence.endpoint_id in loads:
+                loads[sentence.endpoint_id].condemned[worker_id] = sentence
+            else:
+                self._condemned.remove(worker_id)
         for endpoint_id, backlog in self._tasks.backlogs().items():
             if endpoint_id in loads:
                 loads[endpoint_id].open, loads[endpoint_id].queued = backlog.open, backlog.queued

@@ -69,7 +69,7 @@ class Forwarder:
             client=self._client,
             incarnation=self._incarnation,
             slots=self._slots,
-            logs=WorkerLogs(lambda: services.runtime, services.settings.home),
+            logs=WorkerLogs(lambda: services.visible, services.settings.home),
             stopping=self._stopping,
         )
         self.app: Celery = services.celery
@@ -196,7 +196,9 @@ class Forwarder:
     def _write_load(self) -> None:
         # What waits is counted by the records already, wherever it waits.
         now = time.time()
-        mine = {"in_flight": self._slots.in_flight, "waiting": 0, "last_at": self._slots.last_at}
+        mine: dict[str, Any] = {"in_flight": self._slots.in_flight, "waiting": 0, "last_at": self._slots.last_at}
+        if at_images := self._slots.at_images:
+            mine["workers"] = at_images
         state = orjson.dumps(mine)
         if not mine["in_flight"] and state == self._loaded:
             return

@@ -14,18 +14,18 @@ NEIGHBOUR_DELAY_SECONDS: Final = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Fate:
-    """What a worker's supervisor says of a request that got no answer; see ``brinery_worker.fates``.
+    """What a worker's supervisor, or the controller, says of a request without an answer; see ``brinery_worker.fates``.
 
     Args:
         fate: ``stopped``, ``neighbour``, ``crashed``, ``running`` or ``unknown``; ``gone`` when the supervisor itself
             did not answer.
         reason: Why the process ended, in a sentence; empty where nobody says.
-        others: How many other requests ran in the process when it ended.
+        others: How many other requests ran in the process when it ended; None where nobody knows.
     """
 
     fate: str
     reason: str = ""
-    others: int = 0
+    others: int | None = 0
 
 
 def judge(fate: Fate, error: BrineryError, *, alone: bool, company: int) -> Again:
@@ -51,7 +51,7 @@ def judge(fate: Fate, error: BrineryError, *, alone: bool, company: int) -> Agai
         return Again(error=spared, reason="neighbour", charge="spared", delay_seconds=NEIGHBOUR_DELAY_SECONDS)
     if fate.fate == "crashed":
         text = f"The worker died while it ran this task: {fate.reason}."
-        others = fate.others
+        others = company if fate.others is None else fate.others
     elif fate.fate == "gone":
         text = f"{error.message} Its supervisor does not answer either."
         others = company

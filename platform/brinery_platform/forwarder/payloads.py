@@ -19,8 +19,9 @@ from brinery.spec import (
     INLINE_BYTES,
     TaskStatus,
 )
+from brinery_platform.forwarder.attempt import Attempt
 from brinery_platform.forwarder.outcomes import Settled
-from brinery_platform.forwarder.worker_calls import Attempt, Reply
+from brinery_platform.forwarder.worker_calls import Reply
 from brinery_platform.objects import Objects
 from brinery_platform.records import result_object
 from brinery_platform.transitions import Claim

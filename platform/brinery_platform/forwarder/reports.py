@@ -13,7 +13,7 @@ import orjson
 
 from brinery.errors import BrineryError
 from brinery_platform.runtimes import logfiles
-from brinery_platform.runtimes.base import LogMark, Runtime
+from brinery_platform.runtimes.base import LogMark, Visible
 from brinery_platform.transitions import Charge, Claim
 
 LOG_LINES: Final = 30
@@ -32,10 +32,10 @@ class WorkerLogs:
         home: The platform's home.
     """
 
-    def __init__(self, open_runtime: Callable[[], Runtime], home: Path) -> None:
+    def __init__(self, open_runtime: Callable[[], Visible], home: Path) -> None:
         self._open_runtime = open_runtime
         self._folder = home / "logs" / "workers"
-        self._runtime: Runtime | None = None
+        self._runtime: Visible | None = None
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker-log")
 
     def mark(self, worker_id: str) -> LogMark:

@@ -49,6 +49,7 @@ class Slots:
         self._rests_until: dict[str, float] = {}
         self._reserved: dict[str, Ticket] = {}
         self._broken_until: dict[str, float] = {}
+        self._runs_images = False
         self.last_at = 0.0
         """When a slot was last taken or given back, seconds since the epoch; 0 for never."""
 
@@ -57,6 +58,8 @@ class Slots:
         with self._changed:
             self._workers = {worker.id: worker for worker in route.workers} if route else {}
             self._concurrency = route.spec.concurrency if route else 1
+            if self._workers:
+                self._runs_images = any(not worker.control_url for worker in self._workers.values())
             for known in (self._rests_until, self._broken_until, self._reserved):
                 for worker_id in known.keys() - self._workers.keys():
                     del known[worker_id]
@@ -83,6 +86,12 @@ class Slots:
         """How many slots are handed out."""
         with self._changed:
             return sum(self._in_flight.values())
+
+    @property
+    def at_images(self) -> dict[str, int]:
+        """How many slots are handed out of each worker that has no supervisor to say it."""
+        with self._changed:
+            return dict(self._in_flight) if self._runs_images else {}
 
     @property
     def workers(self) -> frozenset[str]:

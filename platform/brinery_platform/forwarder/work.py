@@ -27,13 +27,14 @@ from brinery.errors import (
     WorkerError,
 )
 from brinery_platform.forwarder.answers import read_answer
+from brinery_platform.forwarder.attempt import Attempt, BrokenError, NotSentError
 from brinery_platform.forwarder.blame import judge
 from brinery_platform.forwarder.incarnation import Incarnation
 from brinery_platform.forwarder.outcomes import Again, AttemptClock, Settled, cancelled, failed
 from brinery_platform.forwarder.payloads import InputStream, request_of
 from brinery_platform.forwarder.reports import WorkerLogs, attempt_report
 from brinery_platform.forwarder.slots import MAX_SLOTS, Slot, Slots, Ticket
-from brinery_platform.forwarder.worker_calls import Attempt, BrokenError, NotSentError, WorkerCalls
+from brinery_platform.forwarder.worker_calls import WorkerCalls
 from brinery_platform.objects import Objects
 from brinery_platform.routes import DEMAND, WorkerRoute
 from brinery_platform.runtimes.base import LogMark
@@ -116,7 +117,7 @@ class ForwarderWork:
         self._slots = slots
         self._logs = logs
         self._stopping = stopping
-        self.calls = WorkerCalls()
+        self.calls = WorkerCalls(client, endpoint_id)
         self._running: dict[str, _Running] = {}
         self._cancels = ThreadPoolExecutor(max_workers=MAX_SLOTS, thread_name_prefix="cancel")
 

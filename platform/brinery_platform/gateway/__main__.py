@@ -17,6 +17,8 @@ import uvicorn
 
 from brinery.errors import BrineryError, ConflictError
 from brinery_platform.gateway.app import GatewayApp, create_app
+from brinery_platform.gateway.one_piece import OnePieceProtocol
+from brinery_platform.gateway.peers import refusing
 from brinery_platform.logs import configure_logging
 from brinery_platform.settings import Settings, read_settings
 
@@ -52,7 +54,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http="httptools",
+                http=_protocol(settings),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -100,6 +102,13 @@ def main() -> int:
     server = Server(create_app(settings), settings)
     server.run(sockets=[listener])
     return 0 if server.started else 1
+
+
+def _protocol(settings: Settings) -> type[asyncio.Protocol]:
+    """Return what speaks HTTP: workers in containers are not listened to, unless they may call."""
+    if settings.runtime == "docker" and not settings.workers_may_call:
+        return refusing(settings.worker_network)
+    return OnePieceProtocol
 
 
 def allow_connections() -> None:

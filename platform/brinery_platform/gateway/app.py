@@ -41,6 +41,7 @@ from brinery_platform.gateway.proxy import Upstream
 from brinery_platform.gateway.replies import error_response, marked, unexpected_error
 from brinery_platform.gateway.routing import RoutingTable, follow_routing
 from brinery_platform.gateway.signals import Feed
+from brinery_platform.gateway.stopping import Stopping
 from brinery_platform.gateway.submit import submit_task
 from brinery_platform.gateway.task_front import SUBMIT_AS_PATH, SUBMIT_PATH, TASK_PATH, SubmitRoute, TaskRoute
 from brinery_platform.gateway.worker_logs import WorkerLogs
@@ -140,7 +141,7 @@ class GatewayApp(FastAPI):
             tasks=AsyncTasks(services.aredis),
             done=Feed(services.aredis, DONE),
             changes=Feed(services.aredis, CHANGES),
-            logs=WorkerLogs(lambda: services.runtime, closing),
+            logs=WorkerLogs(lambda: services.visible, closing),
             closing=closing,
         )
         upstream, load, metrics = Upstream(), LoadReporter(services.aredis, table), Metrics(table)
@@ -149,7 +150,13 @@ class GatewayApp(FastAPI):
             return await submit_task(gateway, lane, headers, body)
 
         self._predict = Predict(
-            keys=keys_known, table=table, upstream=upstream, metrics=metrics, load=load, submit=submit
+            keys=keys_known,
+            table=table,
+            upstream=upstream,
+            metrics=metrics,
+            load=load,
+            submit=submit,
+            stop=Stopping(upstream, services.aredis).stop,
         )
         self._submit, self._task = SubmitRoute(gateway, metrics), TaskRoute(gateway)
         self.state.gateway, self.state.metrics = gateway, metrics

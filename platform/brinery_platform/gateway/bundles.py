@@ -129,7 +129,7 @@ def read_manifest(file: BinaryIO) -> BundleManifest:
     _check_directory(file)
     try:
         with zipfile.ZipFile(file) as archive:
-            _check_contents(archive)
+            names = _check_contents(archive)
             with archive.open(BUNDLE_MANIFEST) as stream:
                 raw = stream.read(MAX_MANIFEST_BYTES + 1)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
@@ -141,7 +141,12 @@ def read_manifest(file: BinaryIO) -> BundleManifest:
     except orjson.JSONDecodeError as error:
         raise InvalidRequestError(f"{BUNDLE_MANIFEST} is not JSON: {error}.") from None
     manifest = from_json(BundleManifest, data, what=BUNDLE_MANIFEST)
-    check_versions(manifest)
+    if manifest.image is None:
+        if BUNDLE_PICKLE not in names:
+            raise _lacks(BUNDLE_PICKLE)
+        check_versions(manifest)
+    elif len(names) != 1:
+        raise InvalidRequestError("The bundle of an image holds nothing but its manifest; the SDK's Image packs one.")
     return manifest
 
 
@@ -180,12 +185,12 @@ def _check_directory(file: BinaryIO) -> None:
         raise InvalidRequestError("This is no bundle: too many files are in it; leave large folders out.")
 
 
-def _check_contents(archive: zipfile.ZipFile) -> None:
+def _check_contents(archive: zipfile.ZipFile) -> list[str]:
+    """Refuse what cannot be a bundle, and return the names of what is in it."""
     entries = archive.infolist()
     names = [entry.filename for entry in entries]
-    for name in (BUNDLE_MANIFEST, BUNDLE_PICKLE):
-        if name not in names:
-            raise InvalidRequestError(f"This is no bundle: {name} is not in it; the SDK's deploy() packs one.")
+    if BUNDLE_MANIFEST not in names:
+        raise _lacks(BUNDLE_MANIFEST)
     if len(set(names)) != len(names):
         raise InvalidRequestError("This is no bundle: a name is in it twice; pack it again.")
     for entry in entries:
@@ -197,6 +202,11 @@ def _check_contents(archive: zipfile.ZipFile) -> None:
         raise InvalidRequestError(f"The bundle is larger than {MAX_UNPACKED_BYTES // 2**20} MiB when unpacked.")
     if archive.getinfo(BUNDLE_MANIFEST).file_size > MAX_MANIFEST_BYTES:
         raise _large_manifest()
+    return names
+
+
+def _lacks(name: str) -> InvalidRequestError:
+    return InvalidRequestError(f"This is no bundle: {name} is not in it; the SDK's deploy() packs one.")
 
 
 def _large_manifest() -> InvalidRequestError:

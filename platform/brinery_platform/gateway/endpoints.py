@@ -11,11 +11,12 @@ from starlette.responses import Response
 
 from brinery.errors import ConflictError, NotFoundError
 from brinery.spec import EndpointSpec, EndpointStatus, from_json
-from brinery_platform.environments import environment_key
+from brinery_platform.environments import environment_key, is_fixed
 from brinery_platform.gateway.parts import AnyCaller, Gateway, Parts
 from brinery_platform.gateway.replies import JsonResponse
 from brinery_platform.routes import WAKE
 from brinery_platform.store import Endpoint, Version, manifest_of, spec_of
+from brinery_platform.usage import NOT_KNOWN
 
 JsonObject = Annotated[dict[str, Any], Body()]
 
@@ -31,7 +32,10 @@ def put_endpoint(name: str, described: JsonObject, caller: AnyCaller, gateway: P
     spec = from_json(EndpointSpec, {**described, "name": name}, what="endpoint")
     manifest = manifest_of(gateway.services.store.bundle(spec.bundle_id, owner=caller.owner))
     endpoint, version = gateway.services.store.put_endpoint(
-        caller.owner, spec, environment_key=environment_key(manifest)
+        caller.owner,
+        spec,
+        environment_key=environment_key(manifest),
+        again=manifest.image is not None and not is_fixed(manifest.image),  # a tag may mean another image by now
     )
     _wake_controller(gateway, endpoint.id)
     created = version.number == 1
@@ -129,6 +133,7 @@ def _wake_controller(gateway: Gateway, endpoint_id: str) -> None:
 def _shown(endpoint: Endpoint, version: Version, gateway: Gateway) -> dict[str, Any]:
     lane = gateway.table.by_id(endpoint.id)
     workers = [] if lane is None else list(lane.workers.values())
+    used = gateway.services.watch.look(endpoint.id, [worker.id for worker in workers])
     return {
         "id": endpoint.id,
         "name": endpoint.name,
@@ -138,7 +143,9 @@ def _shown(endpoint: Endpoint, version: Version, gateway: Gateway) -> dict[str, 
         "wanted_version": endpoint.wanted_version,
         "serving_version": endpoint.serving_version,
         "spec": spec_of(version).shown(),
-        "workers": [{"id": worker.id, "in_flight": worker.in_flight} for worker in workers],
+        "workers": [
+            {"id": worker.id, "in_flight": worker.in_flight, **used.get(worker.id, NOT_KNOWN)} for worker in workers
+        ],
         "created_at": endpoint.created_at,
         "updated_at": endpoint.updated_at,
     }

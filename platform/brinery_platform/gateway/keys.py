@@ -33,11 +33,12 @@ def create_key(wanted: NewKey, caller: AdminCaller, gateway: Parts) -> Response:
     check_name(wanted.owner, "owner")
     store, settings = gateway.services.store, gateway.services.settings
     others = {key.owner for key in store.live_keys()} - {wanted.owner}
-    if others and not settings.trust_all_owners:
+    if others and settings.runtime != "docker" and not settings.trust_all_owners:
         raise ConflictError(
             "Workers run as plain processes here, which do not isolate owners from each other: code of one could read "
-            "the other's data. Make the key for the present owner, or start the platform with "
-            "BRINERY_TRUST_ALL_OWNERS=true if all owners trust each other."
+            "the other's data. Make the key for the present owner, run workers as containers with "
+            "BRINERY_RUNTIME=docker, or start the platform with BRINERY_TRUST_ALL_OWNERS=true if all owners trust each "
+            "other."
         )
     key, text = store.create_key(wanted.owner, wanted.name, admin=wanted.admin)
     gateway.keys.refresh()

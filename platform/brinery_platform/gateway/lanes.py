@@ -16,12 +16,15 @@ from brinery_platform.routes import EndpointRoute, WorkerRoute
 class Worker:
     """One worker: where it is, and how many requests of this gateway it has."""
 
-    __slots__ = ("control_url", "id", "in_flight", "not_before", "url")
+    __slots__ = ("control_url", "id", "in_flight", "not_before", "on_cancel", "predict_path", "stream_path", "url")
 
     def __init__(self, route: WorkerRoute) -> None:
         self.id = route.id
         self.url = route.url
         self.control_url = route.control_url
+        self.predict_path = route.predict_path
+        self.stream_path = route.stream_path
+        self.on_cancel = route.on_cancel
         self.in_flight = 0
         self.not_before = 0.0  # loop time until which it is given nothing
 
@@ -40,6 +43,7 @@ class Lane:
         self.route = route
         self.listed = listed
         self.workers: dict[str, Worker] = {}
+        self._leaving: list[Worker] = []  # images that are in the table no more, and still at work
         self.in_flight = 0
         self.last_at = 0.0
         self._waiting: deque[asyncio.Future[Worker]] = deque()
@@ -54,8 +58,16 @@ class Lane:
     def update(self, route: EndpointRoute) -> None:
         """Take over a newer route; whoever waits gets the slots it brings."""
         self.route = route
+        before = self.workers
         self.workers = {worker.id: self._worker(worker) for worker in route.workers}
+        gone = [worker for worker in before.values() if worker.id not in self.workers and not worker.control_url]
+        self._leaving = [worker for worker in [*self._leaving, *gone] if worker.in_flight]
         self._serve()
+
+    def at_images(self) -> dict[str, int]:
+        """Return how many requests are at each worker that has no supervisor to say it."""
+        found = [*self._leaving, *self.workers.values()]
+        return {worker.id: worker.in_flight for worker in found if worker.in_flight and not worker.control_url}
 
     def _worker(self, route: WorkerRoute) -> Worker:
         known = self.workers.get(route.id)

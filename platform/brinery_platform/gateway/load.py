@@ -75,7 +75,7 @@ class LoadReporter:
     def _endpoints(self) -> dict[str, Any]:
         since = time.time() - REMEMBERED_SECONDS
         return {
-            lane.route.id: {"in_flight": lane.in_flight, "waiting": lane.waiting, "last_at": lane.last_at}
+            lane.route.id: _entry(lane)
             for lane in self._table
             if lane.in_flight or lane.waiting or lane.last_at > since
         }
@@ -87,3 +87,10 @@ class LoadReporter:
                 await self._redis.hdel(LOAD, self._field)
         except (RedisError, OSError) as error:
             logger.debug("load_not_removed", error=str(error))
+
+
+def _entry(lane: Lane) -> dict[str, Any]:
+    entry: dict[str, Any] = {"in_flight": lane.in_flight, "waiting": lane.waiting, "last_at": lane.last_at}
+    if at_images := lane.at_images():
+        entry["workers"] = at_images
+    return entry

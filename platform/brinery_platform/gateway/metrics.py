@@ -65,6 +65,13 @@ class Metrics:
         self._webhooks = Counter(
             "brinery_webhooks", "Tries to deliver a webhook by outcome", ("outcome",), registry=self._registry
         )
+        self._cold = Histogram(
+            "brinery_cold_wait_seconds",
+            "Time that a predict request waited because its endpoint had no worker",
+            _LABELS,
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
         self._children: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
         self._submission_children: dict[tuple[str, str, int], Callable[[], None]] = {}
         self._registry.register(_LaneGauges(lanes))
@@ -95,6 +102,10 @@ class Metrics:
         if count is None:
             count = self._submission_children[key] = self._submissions.labels(owner, endpoint, _shown(status)).inc
         count()
+
+    def waited_cold(self, owner: str, endpoint: str, seconds: float) -> None:
+        """Count one request that came while its endpoint had no worker, and got one after so many seconds."""
+        self._cold.labels(owner, endpoint).observe(seconds)
 
     def webhook(self, outcome: str) -> None:
         """Count one try to deliver a webhook: ``delivered``, ``retried`` or ``failed``."""

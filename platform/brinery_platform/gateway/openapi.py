@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
+from brinery.checks import MAX_EGRESS_HOSTS
 from brinery.spec import (
     CONTENT_BUNDLE,
     CONTENT_EVENTS,
@@ -36,6 +37,14 @@ _ARGUMENTS: Final = {
     "content": {CONTENT_JSON: {"schema": {"type": "object"}}, CONTENT_PICKLE: {"schema": _BYTES}},
 }
 _TASK_REPLY: Final = {"description": "A task", "content": {CONTENT_JSON: {"schema": {"type": "object"}}}}
+_EGRESS: Final = {
+    "default": "on",
+    "description": "What workers may connect to: hosts such as api.example.com, *.example.com or api.example.com:8443.",
+    "anyOf": [
+        {"enum": ["on", "off"]},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_EGRESS_HOSTS},
+    ],
+}
 _OPEN: Final = ("/healthz", "/readyz", "/metrics")
 _STREAMS: Final = (
     ("/v1/endpoints/{name}/events", "get", CONTENT_EVENTS),
@@ -187,6 +196,7 @@ def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, An
 def _endpoint_schema() -> dict[str, Any]:
     schema = TypeAdapter(EndpointSpec).json_schema(ref_template=_REFERENCE)
     del schema["properties"]["name"], schema["$defs"]
+    schema["properties"]["egress"] = _EGRESS
     return {**schema, "required": ["bundle_id"]}
 
 

@@ -15,6 +15,7 @@ from brinery_platform.gateway.bundles import CLOUDPICKLE, PYTHON
 from brinery_platform.gateway.metrics import Metrics
 from brinery_platform.gateway.parts import AnyCaller, Parts, authenticated, authenticated_admin
 from brinery_platform.gateway.replies import JsonResponse
+from brinery_platform.gateway.task_gauges import render_tasks
 from brinery_platform.runtimes import DEFAULT
 
 FORWARDED: Final = ("forwarded", "x-forwarded-for", "via")
@@ -60,7 +61,8 @@ async def get_metrics(request: Request, gateway: Parts) -> Response:
     if not _is_local(request):
         await authenticated_admin(await authenticated(request, gateway))
     metrics: Metrics = request.app.state.metrics
-    return Response(metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
+    text = metrics.render() + await render_tasks(gateway.table, gateway.tasks)
+    return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 def _is_local(request: Request) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -49,11 +50,18 @@ REFUSED_SECONDS: Final = 1.0
 """How long a worker that takes no connection is left alone."""
 LOADING_SECONDS: Final = 0.05
 """How long a worker is left alone whose serving process died and loads its bundle again."""
+IMAGE_BUSY_SECONDS: Final = 0.1
+"""How long an image is left alone that says, by its status alone, that it is busy."""
+_END: Final = b"\n\nevent: done\ndata: {}\n\n"
+"""What a worker of ours ends its events with, and an image does not; an event before it may lack its empty line."""
 _REST_SECONDS: Final = {WorkerBusyError.wire_type(): BUSY_SECONDS, UnavailableError.wire_type(): LOADING_SECONDS}
 _NOT_TAKEN_STATUSES: Final = frozenset({WorkerBusyError.status, UnavailableError.status})
 
 Submit = Callable[[Lane, Headers, bytes], Awaitable[Task]]
 """Accepts a request as a task instead."""
+
+Stop = Callable[[Lane, Worker, str], Awaitable[None]]
+"""Stops the call of this id at a worker; returns when it has, or when that cannot be known."""
 
 logger = structlog.get_logger(__name__)
 
@@ -82,6 +90,7 @@ class Predict(FrontRoute):
         metrics: Counts every call.
         load: Told when somebody waits and no worker is ready.
         submit: Takes a request that prefers to be answered later.
+        stop: Stops a call that nobody waits for any more.
     """
 
     def __init__(
@@ -93,6 +102,7 @@ class Predict(FrontRoute):
         metrics: Metrics,
         load: LoadReporter,
         submit: Submit,
+        stop: Stop,
     ) -> None:
         super().__init__(keys)
         self._table = table
@@ -100,6 +110,7 @@ class Predict(FrontRoute):
         self._metrics = metrics
         self._load = load
         self._submit = submit
+        self._stop_call = stop
         self._held_bytes = 0
         self._background: set[asyncio.Task[None]] = set()
 
@@ -153,8 +164,9 @@ class Predict(FrontRoute):
             call: What waits.
             again: Whether it had one before, at a worker that was busy or gone: then it is next.
         """
-        lane = call.lane
-        if not lane.workers:
+        lane, came_at = call.lane, time.monotonic()
+        cold = not lane.workers
+        if cold:
             if (hopeless := why_hopeless(lane.route)) is not None:
                 raise hopeless()
             if call.content_type.startswith(CONTENT_JSON):
@@ -168,9 +180,12 @@ class Predict(FrontRoute):
             )
         self._held_bytes += len(call.body)
         try:
-            return await lane.wait(first=again)
+            worker = await lane.wait(first=again)
         finally:
             self._held_bytes -= len(call.body)
+        if cold:
+            self._metrics.waited_cold(lane.route.owner, lane.route.spec.name, time.monotonic() - came_at)
+        return worker
 
     async def _attempt(self, call: _Call, worker: Worker, answer: Answer) -> bool:
         """Send the call to one worker; return False if that worker did not take it.
@@ -192,16 +207,17 @@ class Predict(FrontRoute):
 
     async def _exchange(self, call: _Call, worker: Worker, answer: Answer) -> bool:
         call.sent = True
+        headers = {
+            "Content-Type": call.content_type,
+            HEADER_REQUEST_ID: call.request_id,
+            HEADER_TIMEOUT_SECONDS: f"{call.watch.seconds_left:.3f}",
+        }
         try:
             reply = await self._upstream.post(
                 worker.url,
-                "/stream" if call.streaming else "/predict",
+                _stream_path(call, worker, headers) if call.streaming else worker.predict_path,
                 call.body,
-                {
-                    "Content-Type": call.content_type,
-                    HEADER_REQUEST_ID: call.request_id,
-                    HEADER_TIMEOUT_SECONDS: f"{call.watch.seconds_left:.3f}",
-                },
+                headers,
             )
         except NotSentError as error:
             logger.info("worker_refused", worker_id=worker.id, error=str(error))
@@ -210,11 +226,14 @@ class Predict(FrontRoute):
             return False
         try:
             whole = await reply.whole()
-            if reply.status in _NOT_TAKEN_STATUSES and whole is not None and (rest := _rest_seconds(whole)):
+            if reply.status in _NOT_TAKEN_STATUSES and (rest := _rest_seconds(worker, whole)):
                 call.lane.pause(worker, rest)
                 call.sent = False
                 return False
-            await _pass_on(reply, whole, answer)
+            if call.streaming and not worker.control_url:
+                await _pass_events_on(reply, whole, answer)
+            else:
+                await _pass_on(reply, whole, answer)
         finally:
             reply.close()
         return True
@@ -222,7 +241,7 @@ class Predict(FrontRoute):
     async def _stop(self, lane: Lane, worker: Worker, request_id: str) -> None:
         """Stop a call that nobody waits for any more, and only then give its slot back."""
         try:
-            await self._upstream.cancel(worker.control_url, request_id)
+            await self._stop_call(lane, worker, request_id)
         finally:
             lane.release(worker)
 
@@ -248,6 +267,34 @@ async def _pass_on(reply: Reply, whole: bytes | None, answer: Answer) -> None:
     await answer.end()
 
 
+async def _pass_events_on(reply: Reply, whole: bytes | None, answer: Answer) -> None:
+    """Pass an image's events on, and say when they end, as a worker of ours does."""
+    if reply.content_type != CONTENT_EVENTS:
+        await _pass_on(reply, whole, answer)
+        return
+    await answer.start(reply.status, reply.content_type, None)
+    if whole is not None:
+        await answer.piece(whole)
+    else:
+        async for piece in reply.pieces():
+            await answer.piece(piece)
+    await answer.end(_END)
+
+
+def _stream_path(call: _Call, worker: Worker, headers: dict[str, str]) -> str:
+    """Return where a call goes that wants a stream; an image may want to hear of it in a header."""
+    if not worker.stream_path:
+        name = call.lane.route.spec.name
+        raise InvalidRequestError(
+            f"The image of {name!r} has no stream route; leave out `Accept: {CONTENT_EVENTS}`, or deploy it with "
+            "stream_route.",
+            endpoint=name,
+        )
+    if not worker.control_url:
+        headers["Accept"] = CONTENT_EVENTS
+    return worker.stream_path
+
+
 def timeout_seconds(headers: Headers, lane: Lane) -> float:
     """Return the limit of a call: the endpoint's, or less where the caller asks for less.
 
@@ -267,8 +314,12 @@ def timeout_seconds(headers: Headers, lane: Lane) -> float:
     return min(limit, seconds)
 
 
-def _rest_seconds(body: bytes) -> float:
+def _rest_seconds(worker: Worker, body: bytes | None) -> float:
     """Return how long a worker that did not take a call is left alone, 0 where the answer does not say that."""
+    if not worker.control_url:
+        return IMAGE_BUSY_SECONDS
+    if body is None:
+        return 0.0
     try:
         return _REST_SECONDS.get(orjson.loads(body)["error"]["type"], 0.0)
     except (orjson.JSONDecodeError, KeyError, TypeError):

@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Final
 
-from brinery_platform.runtimes.base import Running, Runtime
+from brinery.errors import UnavailableError
+from brinery_platform.runtimes.base import Running, Visible
 
 LOOK_SECONDS: Final = 1.0
 """How often a follower looks for new workers, and whether it is to end."""
 MAX_WAITING_LINES: Final = 10_000
 """Lines that wait for one slow client; above it, new ones are dropped."""
+
+NO_WORKERS: Final = "(the controller does not answer, so nobody can say what the workers print; try again)\n"
 
 _Queue = asyncio.Queue[tuple[str, str]]
 
@@ -27,17 +30,22 @@ class WorkerLogs:
         closing: Ends every follower.
     """
 
-    def __init__(self, open_runtime: Callable[[], Runtime], closing: asyncio.Event) -> None:
+    def __init__(self, open_runtime: Callable[[], Visible], closing: asyncio.Event) -> None:
         self._open_runtime = open_runtime
         self._closing = closing
-        self._runtime: Runtime | None = None
+        self._runtime: Visible | None = None
         self._lock = threading.Lock()  # guards the two below, shared with the reading threads
         self._followers: dict[str, set[_Queue]] = {}
         self._read: set[str] = set()
 
     async def last(self, endpoint_id: str, tail: int) -> AsyncIterator[str]:
         """Yield the last `tail` lines of each running worker of an endpoint."""
-        for worker in await asyncio.to_thread(self._workers, endpoint_id):
+        try:
+            workers = await asyncio.to_thread(self._workers, endpoint_id)
+        except UnavailableError:
+            yield NO_WORKERS
+            return
+        for worker in workers:
             for line in await asyncio.to_thread(self._last, worker.id, tail):
                 yield _shown(worker.id, line)
 
@@ -56,7 +64,7 @@ class WorkerLogs:
             try:
                 while not self._closing.is_set():
                     if time.monotonic() >= look_at:
-                        for worker in await asyncio.to_thread(self._workers, endpoint_id):
+                        for worker in await asyncio.to_thread(self._workers_now, endpoint_id):
                             if worker.id not in joined:
                                 joined.add(worker.id)
                                 if not self._join(worker.id, queue, tail):
@@ -78,7 +86,7 @@ class WorkerLogs:
         if self._runtime is not None:
             self._runtime.close()
 
-    def _open(self) -> Runtime:
+    def _open(self) -> Visible:
         with self._lock:
             self._runtime = self._runtime or self._open_runtime()
             return self._runtime
@@ -86,6 +94,13 @@ class WorkerLogs:
     def _workers(self, endpoint_id: str) -> list[Running]:
         running = self._open().list()
         return [one for one in running if one.kind == "worker" and one.endpoint_id == endpoint_id]
+
+    def _workers_now(self, endpoint_id: str) -> list[Running]:
+        """Return no new ones while nobody can say: a follower waits."""
+        try:
+            return self._workers(endpoint_id)
+        except UnavailableError:
+            return []
 
     def _last(self, worker_id: str, tail: int) -> list[str]:
         return list(self._open().logs(worker_id, tail=tail))

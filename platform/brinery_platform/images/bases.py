@@ -1,26 +1,31 @@
-"""Base images: a Python, uv and the certificates that this machine trusts, from this machine or from a registry."""
+"""Base images: a Python, uv and the certificates that this machine trusts, from a registry or from this machine."""
 
 from __future__ import annotations
 
 import hashlib
 import tarfile
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import uv
 
-from brinery.errors import DeploymentError, InvalidRequestError
+from brinery.errors import BrineryError, DeploymentError, InvalidRequestError
 from brinery_platform.images import rootfs
 from brinery_platform.runtimes.docker import labels, sandbox
-from brinery_platform.runtimes.docker.engine import Engine, Facts
+from brinery_platform.runtimes.docker.engine import PATIENT_SECONDS, Engine
 from brinery_platform.uv_tool import Emit
 
 BASES: Final = "brinery/base"
 MACHINE: Final = "machine"
 """The source of a base that was made of this machine's own Python."""
 PROBE_SECONDS: Final = 60.0
+REGISTRY_SECONDS: Final = 15.0
+"""For how long nothing may be heard of the public image before this machine's own Python is taken."""
+FETCH_SECONDS: Final = 300.0
+"""How long fetching the public image may take in all."""
 _VARIABLES: Final = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "LANG": "C.UTF-8",
@@ -55,43 +60,57 @@ class Bases:
     Args:
         engine: The engine.
         mark: Goes onto the label of what is made; see `labels.HOME`.
-        source: Name of the image that bases are made of; empty: this machine's own Python.
+        source: Name of the image that bases are made of; `MACHINE`: this machine's own Python; empty: the public image
+            of the wanted Python (`public_image`) where it can be had, else this machine's own.
     """
 
     def __init__(self, engine: Engine, mark: str, source: str) -> None:
         self._engine = engine
         self._mark = mark
-        self._source = source or MACHINE
-
-    @property
-    def of_machine(self) -> bool:
-        """Whether bases are made of this machine's own Python."""
-        return self._source == MACHINE
+        self._source = source
 
     def find(self, minor: str) -> Base | None:
-        """Return the newest base of the wanted source with this minor version of Python."""
-        for facts in self._of_source():
-            version = facts["Labels"][labels.PYTHON]
-            if version.startswith(f"{minor}.") and facts.get("RepoTags"):
-                return Base(facts["Id"], facts["RepoTags"][0], version)
+        """Return the newest base of a wanted source with this minor version of Python; no registry is asked."""
+        wanted = {self._source} if self._source else {MACHINE, public_image(minor)}
+        for source, base in self._all():
+            if source in wanted and base.python_version.startswith(f"{minor}."):
+                return base
         return None
 
-    def bootstrap(self, python: str, emit: Emit) -> Base:
-        """Make a base, unless the same one is there already.
+    def make(self, minor: str, python: Callable[[], str], emit: Emit) -> Base:
+        """Make a base of the wanted source, unless the same one is there already.
 
         Args:
-            python: Interpreter of this machine whose Python goes into it; not used with a source of its own.
+            minor: Wanted minor version of Python; an image that is named as source has its own.
+            python: Returns this machine's interpreter of that version.
             emit: Takes each line of output.
 
         Raises:
             DeploymentError: It cannot be made; the text says why.
-            InvalidRequestError: The source has no Python 3.11 or newer that uv works with.
+            InvalidRequestError: The source has no Python 3.11 or newer that uv works with, or this machine none at all.
         """
-        if self.of_machine:
-            return self._from_machine(python, emit)
-        return self._from_image(emit)
+        if self._source == MACHINE:
+            return self.bootstrap(python(), emit)
+        if self._source:
+            return self._from_image(self._source, emit)
+        public = public_image(minor)
+        try:
+            return self._from_image(public, emit, silent_seconds=REGISTRY_SECONDS, limit_seconds=FETCH_SECONDS)
+        except BrineryError as error:
+            emit(f"No base of {public}, but of this machine's own Python: {error.message}")
+        return self.bootstrap(python(), emit)
 
-    def _from_machine(self, python: str, emit: Emit) -> Base:
+    def bootstrap(self, python: str, emit: Emit) -> Base:
+        """Make a base of this machine's own Python, unless the same one is there already.
+
+        Args:
+            python: Interpreter of this machine whose Python goes into it.
+            emit: Takes each line of output.
+
+        Raises:
+            DeploymentError: It cannot be made; the text says why.
+            InvalidRequestError: That is no Python 3.11 or newer.
+        """
         emit(f"Collecting the Python at {python}, its libraries and a few tools")
         root = rootfs.Rootfs(python)
         tag = f"{_minor(root.python_version)}-{root.digest}"
@@ -102,31 +121,43 @@ class Bases:
             archive = Path(folder, "root.tar")
             root.write(archive)
             emit(f"Loading {archive.stat().st_size // 2**20} MiB into the Docker engine")
-            described = self._labels(root.python_version)
+            described = self._labels(root.python_version, MACHINE)
             changes = [f"ENV {name}={value}" for name, value in _VARIABLES.items()]
             changes += [f'LABEL "{name}"="{value}"' for name, value in described.items()]
             self._engine.load_root(archive, BASES, tag, [*changes, f"WORKDIR {sandbox.HOME}"])
         return self._made(tag, emit)
 
-    def _from_image(self, emit: Emit) -> Base:
-        if self._engine.image(self._source) is None:
-            emit(f"Fetching {self._source}")
-            self._engine.pull(self._source, emit)
-        source = self._engine.image(self._source)
+    def _from_image(
+        self,
+        reference: str,
+        emit: Emit,
+        *,
+        silent_seconds: float = PATIENT_SECONDS,
+        limit_seconds: float = PATIENT_SECONDS,
+    ) -> Base:
+        if self._engine.image(reference) is None:
+            emit(f"Fetching {reference}")
+            self._engine.pull(reference, emit, silent_seconds=silent_seconds, limit_seconds=limit_seconds)
+        source = self._engine.image(reference)
         if source is None:
-            raise DeploymentError(f"The image {self._source} was removed while a base was made of it; try again.")
+            raise DeploymentError(f"The image {reference} was removed while a base was made of it; try again.")
         own = rootfs.certificates()
         program = Path(uv.find_uv_bin()).read_bytes()
         parts = (labels.BASE_FORMAT.encode(), source["Id"].encode(), program, *own.values())
         digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:12]
-        for known in self._of_source():
-            if any(name.endswith(f"-{digest}") for name in known.get("RepoTags") or ()):
-                emit(f"Base image {known['RepoTags'][0]} is there already")
-                return Base(known["Id"], known["RepoTags"][0], known["Labels"][labels.PYTHON])
-        emit(f"Adding uv and this machine's certificates to {self._source}")
+        for _source, known in self._all():
+            if known.name.endswith(f"-{digest}"):
+                emit(f"Base image {known.name} is there already")
+                return known
+        emit(f"Adding uv and this machine's certificates to {reference}")
+        tag = self._commit(reference, digest, own | {sandbox.UV.lstrip("/"): program})
+        return self._made(tag, emit)
+
+    def _commit(self, reference: str, digest: str, files: dict[str, bytes]) -> str:
+        """Make a base of an image with some files on top, and return its tag."""
         host = sandbox.limits(memory_mib=1024, cpus=1.0, read_only=False) | {"NetworkMode": "none"}
         config = {
-            "Image": self._source,
+            "Image": reference,
             "Entrypoint": [""],
             "Cmd": ["python3", "-I", "-c", _PROBE],
             "User": f"{sandbox.WORKER}:{sandbox.WORKER}",
@@ -138,36 +169,40 @@ class Bases:
             with tempfile.TemporaryFile() as layer:
                 with tarfile.open(fileobj=layer, mode="w") as archive:
                     rootfs.add_places(archive)
-                    rootfs.add_own(
-                        archive, own | {sandbox.UV.lstrip("/"): program}, executable={sandbox.UV.lstrip("/")}
-                    )
+                    rootfs.add_own(archive, files, executable={sandbox.UV.lstrip("/")})
                 layer.seek(0)
                 self._engine.put(container, "/", layer)
-            version = self._probe(container)
+            version = self._probe(container, reference)
             tag = f"{_minor(version)}-{digest}"
             variables = [f"{name}={value}" for name, value in _VARIABLES.items() if name != "PATH"]
-            config = {"Labels": self._labels(version), "Env": variables, "Cmd": ["python3"], "Entrypoint": []}
+            described = self._labels(version, reference)
+            config = {"Labels": described, "Env": variables, "Cmd": ["python3"], "Entrypoint": []}
             self._engine.commit(container, BASES, tag, config)
         finally:
             self._engine.remove(container)
-        return self._made(tag, emit)
+        return tag
 
-    def _probe(self, container: str) -> str:
+    def _probe(self, container: str, reference: str) -> str:
         """Return the version of the Python in a container, having tried both it and uv."""
         self._engine.start(container)
         self._engine.wait(container, timeout_seconds=PROBE_SECONDS)
         said = b"".join(self._engine.logs(container, tail=20, follow=False)).decode(errors="replace")
         word, _, version = said.strip().splitlines()[-1].partition(" ") if said.strip() else ("", "", "")
         if word != "python":
+            asked = "BRINERY_BASE_IMAGE: " if self._source else ""
             raise InvalidRequestError(
-                f"BRINERY_BASE_IMAGE: {self._source} is no base for workers: it needs `python3` on the path and glibc "
+                f"{asked}{reference} is no base for workers: it needs `python3` on the path and glibc "
                 f"(Debian's images have both, Alpine's lack the latter). It said: {said.strip()[-500:] or 'nothing'}"
             )
         return version
 
-    def _of_source(self) -> list[Facts]:
-        wanted = {labels.KIND: "base", labels.SOURCE: self._source, labels.FORMAT: labels.BASE_FORMAT}
-        return self._engine.images(wanted)
+    def _all(self) -> Iterator[tuple[str, Base]]:
+        """Yield every base and what it was made from, newest first."""
+        for facts in self._engine.images({labels.KIND: "base", labels.SOURCE: "", labels.FORMAT: labels.BASE_FORMAT}):
+            # What somebody has built upon a base carries its labels, too.
+            name = next((name for name in facts.get("RepoTags") or () if name.startswith(f"{BASES}:")), None)
+            if name is not None:
+                yield facts["Labels"][labels.SOURCE], Base(facts["Id"], name, facts["Labels"][labels.PYTHON])
 
     def _known(self, tag: str) -> Base | None:
         facts = self._engine.image(f"{BASES}:{tag}")
@@ -182,9 +217,14 @@ class Bases:
         emit(f"Base image {made.name} is ready")
         return made
 
-    def _labels(self, python_version: str) -> dict[str, str]:
+    def _labels(self, python_version: str, source: str) -> dict[str, str]:
         described = {labels.HOME: self._mark, labels.KIND: "base", labels.FORMAT: labels.BASE_FORMAT}
-        return described | {labels.PYTHON: python_version, labels.SOURCE: self._source}
+        return described | {labels.PYTHON: python_version, labels.SOURCE: source}
+
+
+def public_image(minor: str) -> str:
+    """Return the public image that a Python of this minor version is taken from."""
+    return f"python:{minor}-slim"
 
 
 def _minor(version: str) -> str:

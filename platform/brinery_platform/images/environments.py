@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from brinery.errors import InvalidRequestError
-from brinery_platform.environments import Environments, Ground
-from brinery_platform.images.bases import Bases
+from brinery.spec import ImageSpec
+from brinery_platform.environments import BuiltEnvironment, Environments, Ground
+from brinery_platform.images.bases import Base, Bases
+from brinery_platform.images.references import References
 from brinery_platform.images.workshop import Workshop
 from brinery_platform.runtimes import detached
 from brinery_platform.runtimes.docker.bundles import ENVIRONMENT_IMAGES, environment_image
@@ -20,10 +22,21 @@ from brinery_platform.uv_tool import Emit
 if TYPE_CHECKING:
     from brinery_platform.settings import Settings
 
+IMAGE_ID_CHARS: Final = 64
+"""An image's id; environments have shorter ones."""
 
-def open_environments(settings: Settings, index_environment: Mapping[str, str]) -> ImageEnvironments:
-    """Return the environments of the engine that the runtime ``docker`` uses."""
-    engine, mark = Engine(), detached.home_mark(settings.home)
+
+def open_environments(
+    settings: Settings, index_environment: Mapping[str, str], *, engine: Engine | None = None
+) -> ImageEnvironments:
+    """Return the environments of the engine that the runtime ``docker`` uses.
+
+    Args:
+        settings: This process's.
+        index_environment: See `ImageEnvironments`.
+        engine: The engine, with limits of its own; closed with what is returned.
+    """
+    engine, mark = engine or Engine(), detached.home_mark(settings.home)
     network = WorkerNetwork(engine, mark, settings.worker_network)
     return ImageEnvironments(
         settings.home,
@@ -59,31 +72,52 @@ class ImageEnvironments(Environments):
         self._bases = bases
         self._workshop = workshop
         self._mark = detached.home_mark(home)
+        self._references = References(engine, self._mark)
 
     def close(self) -> None:
         """Close the connections to the engine."""
         self._engine.close()
 
     def is_ready(self, environment_id: str) -> bool:
-        """Return whether an environment has its image."""
+        """Return whether an environment, or a user's image, is in the engine."""
+        if len(environment_id) == IMAGE_ID_CHARS:
+            return self._references.is_here(environment_id)
         return self._engine.image(environment_image(environment_id)) is not None
 
     def bootstrap(self, minor: str, emit: Emit) -> None:
-        """Make a base image with the Python of a minor version, unless the same one is there already.
+        """Make a base image of this machine's own Python, unless the same one is there already.
+
+        Args:
+            minor: Which Python, where it has several.
+            emit: Takes each line of output; the last one says what builds use, if that is another base.
 
         Raises:
-            InvalidRequestError: This machine lacks that Python, or the image named as source cannot be a base.
+            InvalidRequestError: This machine lacks that Python.
             DeploymentError: It cannot be made.
         """
-        python = self._interpreter(minor)[0] if self._bases.of_machine else ""
         with self._locked(f"base-{minor}", emit):
-            self._bases.bootstrap(python, emit)
+            made = self._bases.bootstrap(self._interpreter(minor)[0], emit)
+        used = self._bases.find(minor)
+        if used != made:
+            name = used.name if used else "the image that BRINERY_BASE_IMAGE names"
+            emit(f"Builds go on using {name}; BRINERY_BASE_IMAGE=machine makes them use {made.name}")
 
-    def _ground(self, minor: str, emit: Emit) -> Ground:
-        """Return the base image, made where it is missing."""
+    def base(self, minor: str, emit: Emit) -> Base:
+        """Return the base image of a minor version of Python, made where there is none.
+
+        Args:
+            minor: Wanted minor version.
+            emit: Takes each line of output.
+
+        Raises:
+            InvalidRequestError: This machine lacks that Python, or the image named as source cannot be a base for it.
+            DeploymentError: It cannot be made.
+        """
         base = self._bases.find(minor)
         if base is None:
-            self.bootstrap(minor, emit)
+            with self._locked(f"base-{minor}", emit):
+                if self._bases.find(minor) is None:  # else another build made it in the meantime
+                    self._bases.make(minor, lambda: self._interpreter(minor)[0], emit)
             base = self._bases.find(minor)
         if base is None:
             raise InvalidRequestError(
@@ -91,6 +125,13 @@ class ImageEnvironments(Environments):
                 "it has, or name an image with this one.",
                 python=minor,
             )
+        return base
+
+    def _find_image(self, image: ImageSpec, lock: str | None, emit: Emit) -> BuiltEnvironment:
+        return self._references.find(image.reference, lock, emit)
+
+    def _ground(self, minor: str, emit: Emit) -> Ground:
+        base = self.base(minor, emit)
         return Ground(python=base.id, python_version=base.python_version, identity=base.name)
 
     def _resolve(self, requirements: Sequence[str], ground: Ground, emit: Emit) -> str:

@@ -11,6 +11,7 @@ from brinery_platform.runtimes.docker.engine import Engine, Facts
 
 LEFT_SECONDS = 3600.0
 """A container for making a layer that is so old belongs to nobody: making one takes seconds."""
+OURS = ("brinery/base:", "brinery/env:", "brinery/bundle:")
 ORDER = ("bundle", "environment", "base")
 """Each kind is built upon the next one, so this is the order in which they can go."""
 
@@ -57,7 +58,9 @@ class Inventory:
     def images(self) -> list[Image]:
         """Return all images of ours, those of other homes included: bases first, newest first."""
         used = [str(facts["ImageID"]) for facts in self._engine.containers({}, ended_too=True)]
-        found = [_image(facts, used, self._mark) for facts in self._engine.images({labels.KIND: ""})]
+        found = [
+            _image(facts, used, self._mark) for facts in self._engine.images({labels.KIND: ""}) if not _is_users(facts)
+        ]
         return sorted((one for one in found if one.kind in ORDER), key=lambda one: -ORDER.index(one.kind))
 
     def prune(self, *, needed: Container[str]) -> list[Image]:
@@ -75,7 +78,7 @@ class Inventory:
         """
         for left in self._engine.containers({labels.HOME: self._mark}, ended_too=True):
             kind, old = left["Labels"].get(labels.KIND), time.time() - left["Created"] > LEFT_SECONDS
-            if (kind == "build" and left["State"] == "exited") or (kind == "layer" and old):
+            if (kind == "build" and left["State"] == "exited") or (kind in {"layer", "volume"} and old):
                 self._engine.remove(left["Id"])
         removed = []
         for kind in ORDER:
@@ -91,6 +94,12 @@ class Inventory:
         for network in self._engine.networks({labels.HOME: self._mark}):
             self._engine.remove_network(network["Id"])  # one that workers are connected to stays
         return removed
+
+
+def _is_users(facts: Facts) -> bool:
+    """Whether an image only has our labels from the base that its user built it upon."""
+    names = facts.get("RepoTags") or ()
+    return any(not name.startswith("<none>") for name in names) and not any(name.startswith(OURS) for name in names)
 
 
 def _image(facts: Facts, used: list[str], mark: str) -> Image:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from brinery.errors import DeploymentError
+from brinery.errors import BrineryError, DeploymentError
 from brinery_platform.images import install
 from brinery_platform.runtimes.docker import labels, sandbox
 from brinery_platform.runtimes.docker.engine import Engine
-from brinery_platform.runtimes.docker.network import WorkerNetwork
+from brinery_platform.runtimes.docker.network import WorkerNetwork, merged
 from brinery_platform.uv_tool import BUILD_TIMEOUT_SECONDS, Emit, explain, uv_environment
 
 CPUS: Final = 2.0
 STOPPED_EXIT_CODE: Final = 143
+LOOK_SECONDS: Final = 5.0
+"""Between two looks at what a build has written, which cost a walk through it."""
 LINKS: Final = "/tmp/links"  # noqa: S108 - in the container
 # The program comes as the first line of stdin, for a command line is written into the image's history.
 _LOADER: Final = "import json, sys; exec(json.loads(sys.stdin.readline()))"
@@ -31,9 +34,22 @@ class Workshop:
         mark: See `labels.HOME`.
         network: What they are connected to: packages come over it.
         index_environment: See `settings.index_environment`.
+        disk_mib: What a build may write.
+        look_seconds: How often that is looked at.
     """
 
-    def __init__(self, engine: Engine, mark: str, network: WorkerNetwork, index_environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        mark: str,
+        network: WorkerNetwork,
+        index_environment: Mapping[str, str],
+        *,
+        disk_mib: int = sandbox.BUILD_DISK_MIB,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self._disk_mib = disk_mib
+        self._look_seconds = look_seconds
         self._engine = engine
         self._mark = mark
         self._network = network
@@ -95,7 +111,6 @@ class Workshop:
         """Have a container that is not started yet; gone in the end."""
         host = sandbox.limits(memory_mib=sandbox.BUILD_MEMORY_MIB, cpus=CPUS, read_only=False)
         host["LogConfig"] = {"Type": "none", "Config": {}}  # who ordered the build hears it, and keeps it
-        host["NetworkMode"] = self._network.ensure()
         host["Binds"] = [f"{folder}:{place}:ro" for folder, place in self._links.items()]
         config = {
             "Image": base,
@@ -108,6 +123,7 @@ class Workshop:
             "AttachStdin": True,
             "HostConfig": host,
         }
+        config = merged(config, self._network.joined())
         self._engine.remove(name)  # what a killed builder has left
         container = self._engine.create(name, config)
         try:
@@ -119,9 +135,9 @@ class Workshop:
         """Run uv and return what it wrote to stdout; what it says on stderr goes to `emit`, line by line."""
         order = {"environment": self._environment, "given": given, "folder": sandbox.BUILD, "commands": commands}
         program = f"{Path(install.__file__).read_text()}\nmain({order!r})\n"
-        late = threading.Event()
+        late, full = threading.Event(), threading.Event()
         answer, said = bytearray(), list[str]()
-        with self._engine.conversation(container) as conversation, self._time_limit(container, late):
+        with self._engine.conversation(container) as conversation, self._limits(container, late, full):
             self._engine.start(container)
             conversation.say(json.dumps(program) + "\n")
             rest = b""
@@ -134,6 +150,11 @@ class Workshop:
                     said.append(line.decode(errors="replace").rstrip())
                     emit(said[-1])
             self._engine.wait(container, timeout_seconds=BUILD_TIMEOUT_SECONDS)
+        if full.is_set():
+            raise DeploymentError(
+                f"{doing} was stopped: it has written more than {self._disk_mib} MiB. Ask for less, or for packages "
+                "that come as wheels."
+            )
         self._check(container, said, late=late.is_set(), doing=doing)
         return answer.decode()
 
@@ -150,18 +171,29 @@ class Workshop:
             raise DeploymentError(explain(doing, said, late=late), exit_code=code)
 
     @contextlib.contextmanager
-    def _time_limit(self, container: str, late: threading.Event) -> Iterator[None]:
-        def end() -> None:
-            late.set()
-            self._engine.kill(container, "SIGKILL")
+    def _limits(self, container: str, late: threading.Event, full: threading.Event) -> Iterator[None]:
+        """End the build when it takes too long or writes too much; the events say which."""
+        over = threading.Event()
+        deadline = time.monotonic() + BUILD_TIMEOUT_SECONDS
 
-        timer = threading.Timer(BUILD_TIMEOUT_SECONDS, end)
-        timer.start()
+        def watch() -> None:
+            while not over.wait(self._look_seconds):
+                if time.monotonic() > deadline:
+                    late.set()
+                with contextlib.suppress(BrineryError):  # an engine that does not answer is asked again
+                    if self._engine.written_bytes(container) > self._disk_mib * 2**20:
+                        full.set()
+                    if late.is_set() or full.is_set():
+                        self._engine.kill(container, "SIGKILL")
+                        return
+
+        watcher = threading.Thread(target=watch, name="build-limits")
+        watcher.start()
         try:
             yield
         finally:
-            timer.cancel()
-            timer.join()
+            over.set()
+            watcher.join()
 
 
 def _inside(environment: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -12,6 +12,6 @@ if left == 0 then
   for priority = 0, 9 do
     redis.call('DEL', queue_key(endpoint, priority))
   end
-  redis.call('DEL', 'dead:' .. endpoint)
+  redis.call('DEL', 'dead:' .. endpoint, finished_key(endpoint))
 end
 return { cancelled, left }

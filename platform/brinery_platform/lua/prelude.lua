@@ -81,6 +81,26 @@ local function enqueue(id, endpoint, priority, at)
   return publish(id, endpoint, priority, at)
 end
 
+-- How many tasks of an endpoint have ended, by status; it goes with the endpoint.
+local function finished_key(endpoint)
+  return 'finished:' .. endpoint
+end
+
+-- How many tasks of an endpoint are queued and not delayed, and since when the oldest of them is.
+local function standing(endpoint)
+  local queued, oldest = 0, nil
+  for rank = 0, 9 do
+    local key = waiting_key(endpoint, rank)
+    local first = redis.call('ZRANGE', key, 0, 0)
+    if #first > 0 then
+      queued = queued + redis.call('ZCARD', key)
+      local at = tonumber(redis.call('HGET', 'task:' .. first[1], 'queued_at'))
+      oldest = math.min(oldest or at, at)
+    end
+  end
+  return queued, oldest
+end
+
 local function alive(incarnation)
   return incarnation and redis.call('EXISTS', 'incarnation:' .. incarnation) == 1
 end
@@ -91,6 +111,7 @@ local function close(id, status, at, reason, dead)
   local endpoint, owner, before, rank, incarnation, ttl, webhook = unpack(redis.call('HMGET', key,
     'endpoint_id', 'owner', 'status', 'rank', 'incarnation', 'result_ttl_seconds', 'webhook'))
   redis.call('HSET', key, 'status', status, 'finished_at', text(at))
+  redis.call('HINCRBY', finished_key(endpoint), status, 1)
   local why = status == 'cancelled' and redis.call('HGET', key, 'cancel_requested')
   if why and why ~= '1' then
     redis.call('HSET', key, 'error', why)

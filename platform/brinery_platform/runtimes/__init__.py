@@ -16,7 +16,7 @@ RUNTIMES: Final = {
 }
 """Functions that take what `make_runtime` takes."""
 DEFAULT: Final = "process"
-"""What ``BRINERY_RUNTIME=auto`` means."""
+"""What ``BRINERY_RUNTIME=auto`` means beside a `brinery up`, which settles it and says the outcome: see `choice`."""
 
 
 def make_runtime(settings: Settings, environments: Interpreters) -> Runtime:

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from brinery.errors import DeploymentError
-from brinery_platform.runtimes import detached, logfiles
-from brinery_platform.runtimes.base import LogMark, PlatformSpec, Running, Runtime, WorkerSpec
+from brinery_platform.runtimes import detached, logfiles, sessions
+from brinery_platform.runtimes.base import NO_EGRESS, LogMark, PlatformSpec, Running, Runtime, Usage, WorkerSpec
 from brinery_platform.runtimes.detached import Identity
 from brinery_platform.runtimes.exits import ExitWatcher
 
@@ -191,8 +191,18 @@ class ProcessRuntime(Runtime):
             self._log(running_id), tail=tail, follow=follow, running=lambda: self.poll(running_id) is None, since=since
         )
 
+    def usage(self, running_ids: Sequence[str]) -> dict[str, Usage]:
+        """See `Runtime.usage`."""
+        with self._lock:
+            records = {one: self._known.get(one) for one in running_ids}
+        leaders = {one: record.identity.pid for one, record in records.items() if record is not None}
+        used = sessions.usage_of(leaders.values())
+        return {one: used[pid] for one, pid in leaders.items() if pid in used}
+
     # --------------------------------------------------------------------------------------------------- starting
     def _start_worker(self, spec: WorkerSpec) -> Running:
+        if spec.egress != "on":
+            raise DeploymentError(NO_EGRESS, id=spec.id)
         if not self._environments.is_ready(spec.environment_id):
             raise DeploymentError(
                 f"Environment {spec.environment_id} is not built on this machine; deploy the endpoint again.",

@@ -12,6 +12,7 @@ import typer
 
 from brinery.calls import CallChoices, Calls
 from brinery.cli import show
+from brinery.cli.deploying import deploy
 from brinery.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -28,33 +29,6 @@ Timeout = Annotated[
     float | None, typer.Option("--timeout-seconds", "--timeout", help="Limit of one attempt, in seconds.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def deploy(
-    target: Annotated[str, typer.Argument(metavar="FILE[:NAME]", help="A Python file, and one of its endpoints.")],
-    wait: Annotated[bool, typer.Option(help="Return when it is ready.")] = True,
-    as_json: AsJson = False,
-) -> None:
-    """Deploy the endpoints that a Python file defines."""
-    from brinery.cli.code import endpoints_in
-
-    deployed = []
-    for endpoint in endpoints_in(target):
-        with show.progress(endpoint.name) as report:
-            deployment = endpoint.deploy(wait=wait, progress=report)
-        deployed.append(
-            {
-                "name": deployment.name,
-                "version": deployment.version,
-                "status": deployment.status.value,
-                "url": deployment.url,
-                "bundle_id": deployment.bundle_id,
-            }
-        )
-        if not as_json:
-            typer.echo(f"{deployment.name} version {deployment.version} is {deployment.status}: POST {deployment.url}")
-    if as_json:
-        show.json_text(deployed)
 
 
 def call(
@@ -145,14 +119,15 @@ def describe(name: Name, as_json: AsJson = False) -> None:
 
     client = _client()
     url = f"{client.url}{endpoint_path(name, 'predict')}"
-    endpoint = {**client.endpoint(name), "url": url, "versions": client.versions(name)}
+    (found,) = show.with_usage(lambda: [client.endpoint(name)])
+    endpoint = {**found, "url": url, "versions": client.versions(name)}
     if as_json:
         show.json_text(endpoint)
         return
     shown = ("name", "url", "id", "owner", "status", "reason", "wanted_version", "serving_version")
     rows = [(field.replace("_", " "), endpoint[field]) for field in shown if endpoint.get(field) not in {None, ""}]
-    workers = [f"{worker['id']} {worker.get('state', '')}".strip() for worker in endpoint["workers"]]
-    rows += [("workers", ", ".join(workers) or "none")]
+    workers = [f"{worker['id']} {show.usage_text(worker, endpoint['spec'])}".strip() for worker in endpoint["workers"]]
+    rows += [("workers" if not place else "", line) for place, line in enumerate(workers or ["none"])]
     rows += [(field, value) for field, value in endpoint["spec"].items() if field != "name"]
     show.table(("", ""), rows)
     typer.echo()

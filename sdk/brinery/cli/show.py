@@ -12,6 +12,9 @@ from typing import Any
 
 import typer
 
+USAGE_SECONDS = 3.0
+"""How long a command waits for what workers use; it shows everything else without."""
+
 
 def json_text(data: Any, *, compact: bool = False) -> None:
     """Print JSON, readable on a terminal and on one line elsewhere."""
@@ -89,6 +92,28 @@ def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         job = bar.add_task(title, total=total)
         yield lambda: bar.advance(job)
+
+
+def with_usage(ask: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Ask for endpoints until what their workers use is known, for `USAGE_SECONDS` at most.
+
+    Nobody looks while nobody asks: the first question begins it.
+    """
+    deadline = time.monotonic() + USAGE_SECONDS
+    while True:
+        endpoints = ask()
+        workers = [worker for endpoint in endpoints for worker in endpoint["workers"]]
+        if all(worker.get("cpus_used") is not None for worker in workers) or time.monotonic() > deadline:
+            return endpoints
+        time.sleep(0.2)
+
+
+def usage_text(worker: dict[str, Any], spec: dict[str, Any]) -> str:
+    """Return what a worker uses of what its endpoint gives it, ``""`` while that is not known."""
+    if worker.get("cpus_used") is None:
+        return ""
+    memory = f"{worker['memory_mib_used']:.0f} of {spec['memory_mib']} MiB"
+    return f"{worker['cpus_used']:.2f} of {spec['cpus']:g} CPU, {memory}, {worker['pids']} threads"
 
 
 def error_text(error: dict[str, Any]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import httpx
 import pytest
 from gateway_process import Deployed
 from stub_worker import wait_until
+
+from brinery.spec import TaskStatus
 
 PATHS = [
     ("GET", "/v1/info"),
@@ -130,6 +133,23 @@ def test_metrics_of_all_owners_are_for_this_machine_and_for_administrators(
     assert httpx.get(f"{gateway.url}/metrics", headers=proxied).status_code == 401
     assert other_client.get("/metrics", headers=proxied).status_code == 403
     assert client.get("/metrics", headers=proxied).status_code == 200
+
+
+def test_metrics_tell_how_the_tasks_stand_and_how_they_ended(client, deploy, forwarder):
+    endpoint = deploy()
+    ids = [client.post(f"/v1/endpoints/{endpoint.name}/tasks", json={}).json()["id"] for _ in range(3)]
+    forwarder.tasks.finish(
+        forwarder.claim(ids[0]), TaskStatus.SUCCEEDED, reason="", result_type="application/json", result=b"1"
+    )
+    client.delete(f"/v1/tasks/{ids[1]}")
+    text = client.get("/metrics").text
+    of_it = f'endpoint="{endpoint.name}",owner="ann"'
+    for status in ("succeeded", "cancelled"):
+        assert f'brinery_tasks_finished_total{{{of_it},status="{status}"}} 1.0' in text
+    for name, value in (("open", "1.0"), ("queued", "1.0"), ("dead", "0.0")):
+        assert f"brinery_tasks_{name}{{{of_it}}} {value}" in text
+    oldest = re.search(rf"brinery_tasks_oldest_seconds{{{re.escape(of_it)}}} (\S+)", text)
+    assert 0 < float(oldest[1]) < 60
 
 
 def test_what_does_not_exist_is_answered_in_our_shape(client):

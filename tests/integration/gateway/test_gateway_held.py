@@ -43,6 +43,9 @@ def test_a_request_waits_for_its_first_worker_and_signals_demand(gateway, client
     endpoint.serve(worker())
     assert answer.result(10).json() == {"x": 1}
     wait_until(lambda: waiting(gateway, endpoint) == 0)
+    post(client, endpoint)
+    cold = f'brinery_cold_wait_seconds_count{{endpoint="{endpoint.name}",owner="ann"}} 1.0'
+    assert cold in client.get("/metrics").text, "of the two, the first alone found no worker"
 
 
 def test_demand_is_signalled_again_while_somebody_waits(gateway, client, worker, deploy, pool):

@@ -6,7 +6,8 @@ import asyncio
 import queue
 from contextlib import nullcontext
 
-from brinery_platform.gateway.worker_logs import WorkerLogs
+from brinery.errors import UnavailableError
+from brinery_platform.gateway.worker_logs import NO_WORKERS, WorkerLogs
 from brinery_platform.runtimes.base import Running, Runtime
 
 
@@ -17,6 +18,7 @@ class LinesRuntime(Runtime):
         self.lines = {worker_id: list(said) for worker_id, said in lines.items()}
         self.new = {worker_id: queue.Queue() for worker_id in lines}
         self.reading = 0
+        self.away = 0
 
     def start(self, spec):
         raise NotImplementedError
@@ -28,6 +30,9 @@ class LinesRuntime(Runtime):
         raise NotImplementedError
 
     def list(self):
+        if self.away:
+            self.away += 1
+            raise UnavailableError("No controller leads.")
         return [
             Running(id=worker_id, kind="worker", endpoint_id="end_2" if worker_id == "wrk_other" else "end_1")
             for worker_id in self.lines
@@ -59,6 +64,26 @@ def test_the_last_lines_of_an_endpoints_workers_name_their_worker():
         return [line async for line in WorkerLogs(lambda: runtime, asyncio.Event()).last("end_1", 2)]
 
     assert asyncio.run(read()) == ["wrk_a | two\n", "wrk_a | three\n", "wrk_b | größe\n"]
+
+
+def test_while_nobody_knows_the_workers_there_is_a_note_and_a_follower_waits():
+    runtime = LinesRuntime(wrk_a=["one"])
+    runtime.away = 1
+
+    async def read():
+        logs = WorkerLogs(lambda: runtime, asyncio.Event())
+        async with asyncio.timeout(20):
+            assert [line async for line in logs.last("end_1", 2)] == [NO_WORKERS]
+            follower = logs.follow("end_1", 10, nullcontext())
+            first = asyncio.ensure_future(anext(follower))
+            while runtime.away < 3:  # it has looked, and will look again
+                await asyncio.sleep(0.01)
+            runtime.away = 0
+            assert await first == "wrk_a | one\n"
+            await follower.aclose()
+
+    asyncio.run(read())
+    runtime.end()
 
 
 def test_followers_of_one_worker_share_one_reader_and_miss_nothing():

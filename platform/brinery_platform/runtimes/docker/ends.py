@@ -11,7 +11,7 @@ import structlog
 
 from brinery.errors import BrineryError
 from brinery_platform.runtimes.docker import labels
-from brinery_platform.runtimes.docker.engine import Engine, EventStream
+from brinery_platform.runtimes.docker.engine import Engine, EngineStream
 
 RECONNECT_SECONDS: Final = 1.0
 
@@ -46,7 +46,7 @@ class EndWatcher:
         self._hears = False
         self._heard = False
         self._epoch = 0
-        self._stream: EventStream | None = None
+        self._stream: EngineStream | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="container-ends", daemon=True)
         self._thread.start()
@@ -104,7 +104,7 @@ class EndWatcher:
                     self._stream = None
                     self._hears = False
 
-    def _hear(self, stream: EventStream) -> None:
+    def _hear(self, stream: EngineStream) -> None:
         # Whoever ended while nobody listened is told now; from here on there is no gap.
         running = self._running()
         with self._lock:

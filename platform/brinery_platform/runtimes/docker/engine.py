@@ -9,6 +9,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -21,11 +22,13 @@ from docker.utils.socket import frames_iter_no_tty
 from docker.utils.utils import kwargs_from_env
 
 from brinery.errors import ConflictError, DeploymentError, UnavailableError
+from brinery_platform.runtimes.docker import unanswered
 
 TIMEOUT_SECONDS: Final = 60.0
-"""Limit of one ordinary call."""
 PATIENT_SECONDS: Final = 1800.0
-"""Limit of a call that moves layers, which are gigabytes at times."""
+"""Layers are gigabytes at times."""
+PULL_LINE_SECONDS: Final = 10.0
+"""How often a layer that is being fetched is told of."""
 CONNECTIONS: Final = 32
 DEFAULT_URL: Final = "unix:///var/run/docker.sock"
 _STDERR: Final = 2
@@ -39,25 +42,31 @@ class Engine:
 
     Nothing is opened before the first call. Every method raises `UnavailableError` when the engine does not answer
     and `DeploymentError` with its words when it refuses.
+
+    Args:
+        timeout_seconds: Limit of one ordinary call.
+        patient_seconds: Limit of a call that moves layers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, timeout_seconds: float = TIMEOUT_SECONDS, patient_seconds: float = PATIENT_SECONDS) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._patient_seconds = patient_seconds
         self._clients: dict[float, Any] = {}
         self._lock = threading.Lock()
 
     @property
     def _client(self) -> Any:
-        return self._connected(TIMEOUT_SECONDS)
+        return self._connected(self._timeout_seconds)
 
     @property
     def _patient(self) -> Any:
-        return self._connected(PATIENT_SECONDS)
+        return self._connected(self._patient_seconds)
 
     def _connected(self, timeout_seconds: float) -> Any:
         with self._lock:
             if timeout_seconds not in self._clients:
                 options = {**kwargs_from_env(), "timeout": timeout_seconds, "max_pool_size": CONNECTIONS}
-                _knock(options.get("base_url", DEFAULT_URL))
+                _knock(options.get("base_url", DEFAULT_URL), self._timeout_seconds)
                 self._clients[timeout_seconds] = docker.APIClient(**options, version="auto")
             return self._clients[timeout_seconds]
 
@@ -72,6 +81,12 @@ class Engine:
         with _our_errors():
             return str(self._client.version()["Version"])
 
+    def ask(self, call: Callable[[Any], Any]) -> Any:
+        """Return what `call` gets from Docker's own client, with its errors as ours; None for what is not there."""
+        with _our_errors(), contextlib.suppress(NotFound):
+            return call(self._client)
+        return None
+
     # ------------------------------------------------------------------------------------------------- containers
     def containers(self, labels: Mapping[str, str], *, ended_too: bool = False) -> list[Facts]:
         """Return the containers that carry all these labels."""
@@ -85,6 +100,12 @@ class Engine:
             facts: Facts = self._client.inspect_container(container)
             return facts
         return None
+
+    def written_bytes(self, container: str) -> int:
+        """Return what a container has written into its own layer: the engine walks it; 0 when it is gone."""
+        with _our_errors():
+            found = self._client.containers(all=True, size=True, filters={"id": container})
+        return sum(int(one.get("SizeRw") or 0) for one in found)
 
     def create(self, name: str, config: Facts) -> str:
         """Make a container that does not run yet, and return its id.
@@ -141,25 +162,29 @@ class Engine:
         with _our_errors():
             self._patient.put_archive(container, folder, archive)
 
-    def logs(self, container: str, *, tail: int, follow: bool, since: float | None = None) -> Iterator[bytes]:
-        """Yield a container's output in pieces as they come, both streams in one; nothing when it is gone.
+    def logs(
+        self, container: str, *, tail: int, follow: bool, since: float | None = None, stamped: bool = False
+    ) -> EngineStream:
+        """Return a container's output in pieces as they come, both streams in one; nothing when it is gone.
 
-        With `since`, seconds since the epoch, only what it has written after that.
+        Args:
+            container: Its id or name.
+            tail: Lines of the past; -1 for all.
+            follow: Go on until it ends.
+            since: Only what it has written since then, seconds since the epoch.
+            stamped: Begin each piece with the time at which the engine got it, and a space.
         """
         with _our_errors(), contextlib.suppress(NotFound):
             try:
-                stream = self._client.logs(container, stream=True, follow=follow, tail=tail, since=since)
+                return EngineStream(
+                    self._client.logs(container, stream=True, follow=follow, tail=tail, since=since, timestamps=stamped)
+                )
             except APIError as error:
                 if error.status_code != 409:  # it is being removed at this moment
                     raise
-                return
-            try:
-                yield from stream
-            finally:
-                _shut(stream)
-                stream._response.close()
+        return EngineStream(iter(()))
 
-    def events(self, labels: Mapping[str, str], *, event: str) -> EventStream:
+    def events(self, labels: Mapping[str, str], *, event: str) -> EngineStream:
         """Begin to listen to events of containers that carry these labels.
 
         Args:
@@ -168,7 +193,7 @@ class Engine:
         """
         with _our_errors():
             filters = {"type": "container", "event": event, "label": _pairs(labels)}
-            return EventStream(self._client.events(filters=filters, decode=True))
+            return EngineStream(self._client.events(filters=filters, decode=True))
 
     @contextlib.contextmanager
     def conversation(self, container: str) -> Iterator[Conversation]:
@@ -227,14 +252,42 @@ class Engine:
         with _our_errors():
             self._patient.commit(container, repository, tag, pause=False, conf=config)
 
-    def pull(self, reference: str, emit: Callable[[str], None]) -> None:
-        """Fetch an image from its registry, and tell how it goes."""
+    def pull(
+        self,
+        reference: str,
+        emit: Callable[[str], None],
+        *,
+        silent_seconds: float = PATIENT_SECONDS,
+        limit_seconds: float = PATIENT_SECONDS,
+    ) -> None:
+        """Fetch an image from its registry, and tell how it goes.
+
+        Args:
+            reference: The image's name and tag.
+            emit: Takes each line of output.
+            silent_seconds: For how long nothing may be heard of it, its registry's first answer included.
+            limit_seconds: How long it may take in all.
+
+        Raises:
+            DeploymentError: It cannot be had, or not in this time.
+        """
+        deadline = time.monotonic() + limit_seconds
+        said_at = time.monotonic()
+        late = f"The image {reference} cannot be fetched: nothing was heard of it for {silent_seconds:g} s."
         with _our_errors():
-            for step in self._patient.pull(reference, stream=True, decode=True):
-                if "error" in step:
-                    raise DeploymentError(f"The image {reference} cannot be fetched: {step['error']}.")
-                if "progress" not in step:
-                    emit(" ".join(str(step[name]) for name in ("id", "status") if name in step))
+            try:
+                for step in self._connected(silent_seconds).pull(reference, stream=True, decode=True):
+                    if "error" in step:
+                        raise DeploymentError(f"The image {reference} cannot be fetched: {step['error']}.")
+                    if time.monotonic() > deadline:
+                        raise DeploymentError(f"The image {reference} was not fetched within {limit_seconds:g} s.")
+                    if "progress" not in step or time.monotonic() - said_at > PULL_LINE_SECONDS:
+                        said_at = time.monotonic()
+                        emit(" ".join(str(step[name]) for name in ("id", "status", "progress") if name in step))
+            except (requests.Timeout, requests.ConnectionError) as error:
+                if not _is_timeout(error):
+                    raise
+                raise DeploymentError(late) from error
 
     def remove_image(self, reference: str) -> bool:
         """Remove an image; return False when something still needs it."""
@@ -254,8 +307,25 @@ class Engine:
             found: list[Facts] = self._client.networks(filters={"label": _pairs(labels)})
             return found
 
-    def create_network(self, name: str, *, subnet: str, labels: Mapping[str, str], options: Mapping[str, str]) -> str:
+    def create_network(
+        self,
+        name: str,
+        *,
+        subnet: str,
+        gateway: str,
+        internal: bool,
+        labels: Mapping[str, str],
+        options: Mapping[str, str],
+    ) -> str:
         """Make a bridge network and return its id.
+
+        Args:
+            name: No other network may have it.
+            subnet: Its addresses, such as ``10.213.0.0/22``.
+            gateway: The one of this machine among them.
+            internal: Whether no way leads out of it.
+            labels: See `containers`.
+            options: The bridge driver's.
 
         Raises:
             ConflictError: Its addresses, or its name, are another network's.
@@ -267,7 +337,8 @@ class Engine:
                 check_duplicate=True,
                 labels=dict(labels),
                 options=dict(options),
-                ipam={"Driver": "default", "Config": [{"Subnet": subnet}]},
+                internal=internal,
+                ipam={"Driver": "default", "Config": [{"Subnet": subnet, "Gateway": gateway}]},
             )
             return str(made["Id"])
 
@@ -283,15 +354,18 @@ class Engine:
         return True
 
 
-class EventStream:
-    """Events as they come; another thread may `end` it."""
+class EngineStream:
+    """What the engine tells, as it comes; another thread may `end` it. It closes itself after its last piece."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
-    def __iter__(self) -> Iterator[Facts]:
-        with _our_errors():
-            yield from self._stream
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            with _our_errors():
+                yield from self._stream
+        finally:
+            self.close()
 
     def end(self) -> None:
         """End the iteration, in whatever thread it runs."""
@@ -300,7 +374,8 @@ class EventStream:
     def close(self) -> None:
         """Close the connection, after the iteration."""
         _shut(self._stream)
-        self._stream._response.close()
+        with contextlib.suppress(AttributeError):  # there was nothing to open
+            self._stream._response.close()
 
 
 class Conversation:
@@ -334,26 +409,14 @@ def _our_errors() -> Iterator[None]:
             raise ConflictError(f"The Docker engine says: {said}.") from error
         raise DeploymentError(f"The Docker engine refused: {said}.") from error
     except (DockerException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise UnavailableError(
-            f"The Docker engine does not answer ({_reason(error)}); start it, or set BRINERY_RUNTIME=process."
-        ) from error
+        raise UnavailableError(unanswered.explain(error)) from error
 
 
-def _reason(error: BaseException | None) -> str:
-    """Return the operating system's words where there are any: the libraries wrap them three times."""
-    text = str(error)
-    while error is not None:
-        if isinstance(error, OSError) and error.strerror:
-            text = error.strerror
-        error = error.__cause__ or error.__context__
-    return text
-
-
-def _knock(url: str) -> None:
+def _knock(url: str, timeout_seconds: float) -> None:
     """Fail at once, and cleanly, where no engine listens: the library would leave a socket open."""
     if url.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(TIMEOUT_SECONDS)
+            probe.settimeout(timeout_seconds)
             probe.connect(url.removeprefix("unix://"))
 
 

@@ -30,6 +30,8 @@ PIDS: Final = 1024
 LOG_MIB: Final = 8
 """Docker keeps two files of this size for each container."""
 BUILD_MEMORY_MIB: Final = 4096
+BUILD_DISK_MIB: Final = 32 * 1024
+"""What a build may write; it is looked at now and then, so that a fast one gets a little further."""
 _MIB: Final = 1024 * 1024
 _LEAST_SCRATCH_MIB: Final = 16
 _PERIOD_MICROSECONDS: Final = 100_000

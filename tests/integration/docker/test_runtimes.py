@@ -194,6 +194,30 @@ def test_a_worker_serves_and_sees_none_of_the_platforms_secrets(place):
     assert {name for name in seen["env"] if name.startswith("BRINERY_")} <= {"BRINERY_MARK", "BRINERY_RUNNING"}
 
 
+def test_what_a_worker_uses_is_known_while_it_runs(place):
+    runtime = place.runtime()
+    running = runtime.start(place.spec)
+    wait_ready(running)
+    used = runtime.usage(["wrk_1", "wrk_unknown"])
+    assert used.keys() == {"wrk_1"}
+    before = used["wrk_1"]
+    assert 8 * 2**20 < before.memory_bytes < 512 * 2**20
+    assert before.memory_limit_bytes == (512 * 2**20 if place.kind == "docker" else 0)
+    assert before.pids > 1
+
+    def grown():
+        call(running, what="look")
+        now = runtime.usage(["wrk_1"])["wrk_1"]
+        return now.cpu_seconds > before.cpu_seconds
+
+    assert wait_until(grown)
+    other = place.runtime()
+    other.list()
+    assert other.usage(["wrk_1"]).keys() == {"wrk_1"}
+    runtime.stop("wrk_1", grace_seconds=20)
+    assert runtime.usage(["wrk_1"]) == {}
+
+
 def test_starting_an_id_twice_starts_it_once(place):
     runtime, other = place.runtime(), place.runtime()
     first = runtime.start(place.spec)
