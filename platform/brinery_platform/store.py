@@ -421,7 +421,8 @@ def _put(
         raise ConflictError(f"Endpoint {spec.name!r} is being deleted; deploy it again in a moment.")
     else:
         wanted = session.scalars(_version_query(endpoint.id, endpoint.wanted_version)).one()
-        if not again and wanted.spec == to_json(spec) and wanted.status != EndpointStatus.FAILED:
+        same = wanted.spec == to_json(spec) and wanted.environment_key == environment_key  # a tag may have moved
+        if same and not again and wanted.status != EndpointStatus.FAILED:
             return endpoint, wanted
         if wanted.status != EndpointStatus.READY:
             wanted.status, wanted.reason = EndpointStatus.FAILED, "A newer version took its place."

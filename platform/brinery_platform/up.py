@@ -23,7 +23,7 @@ from typing import Final, Literal
 import urllib3
 
 from brinery.config import write_profile
-from brinery.errors import ConflictError, UnavailableError
+from brinery.errors import BrineryError, ConflictError, UnavailableError
 from brinery_platform.embedded_redis import EmbeddedRedis
 from brinery_platform.preparation import ensure_admin_key, prepare
 from brinery_platform.runtimes.base import PlatformSpec, Running, Runtime
@@ -54,7 +54,7 @@ class Up:
 
     def __init__(self, settings: Settings, say: Say) -> None:
         self.settings = settings
-        self._say = say
+        self._tell = say
         self._stop = threading.Event()
         self._services: Services | None = None
         self._redis: EmbeddedRedis | None = None
@@ -83,6 +83,10 @@ class Up:
             finally:
                 self._shut_down()
             self._say("Brinery is down")
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk takes no line either
+            self._tell(line)
 
     # -------------------------------------------------------------------------------------------------------- choose
     def _choose_runtime(self) -> None:
@@ -183,7 +187,12 @@ class Up:
         while not self._stop.wait(0.2):
             if self._redis is not None and not self._redis.running():
                 self._say("The embedded Redis ended; starting it again")
-                self._redis.start()
+                try:
+                    self._redis.start()
+                except (BrineryError, OSError) as error:  # such as a full disk, where room may be made
+                    self._say(f"The embedded Redis cannot be started: {error}")
+                    self._stop.wait(1.0)
+                    continue
             for name in ("controller", "gateway"):
                 code = self._parts.runtime.poll(name)
                 if code is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brinery.errors import ConflictError
+from brinery.errors import ConflictError, NotFoundError
 
 if TYPE_CHECKING:
     from brinery_platform.runtimes.docker.volumes import Volumes
@@ -53,7 +53,9 @@ def remove(
     owners = [one.owner for one in volumes.list(name=name)]
     if not owner and len(owners) > 1:
         raise ConflictError(f"Several owners have a volume {name!r}: {', '.join(owners)}; say --owner.")
-    volumes.remove(owner or next(iter(owners), "nobody"), name)
+    if not owner and not owners:
+        raise NotFoundError(f"There is no volume {name!r}; `brinery volumes list` shows all.", volume=name)
+    volumes.remove(owner or owners[0], name)
     typer.echo(f"Removed {name}.")
 
 

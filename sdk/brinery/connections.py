@@ -63,6 +63,7 @@ class Connections:
         self._headers = dict(headers)
         self._lock = threading.Lock()
         self._idle: list[_Connection] = []
+        self._closed = False
         self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def send(self, request: Request) -> Reply:
@@ -83,8 +84,9 @@ class Connections:
         return reply
 
     def close(self) -> None:
-        """Close what is idle; what is in use is closed by whoever uses it, at the next `close`, or with its process."""
+        """Close what is idle; what is in use is closed after its answer."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
@@ -153,7 +155,7 @@ class Connections:
         connection.used_at = time.monotonic()
         if reusable:
             with self._lock:
-                if len(self._idle) < MAX_IDLE:
+                if len(self._idle) < MAX_IDLE and not self._closed:
                     self._idle.append(connection)
                     return
         connection.close()

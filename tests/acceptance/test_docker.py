@@ -221,6 +221,9 @@ def test_without_an_engine_up_says_so_and_what_to_do(other):
     other.environment |= {"BRINERY_RUNTIME": "docker", "DOCKER_HOST": f"unix://{other.home}/none.sock"}
     done = other.brinery("up", check=False)
     assert done.returncode == 1
-    said = "The Docker engine does not answer (No such file or directory); start it, or set BRINERY_RUNTIME=process."
+    said = (
+        "The Docker engine does not answer (No such file or directory); start it (in a container: mount its socket), "
+    )
+    said += "or set BRINERY_RUNTIME=process."
     assert done.stderr.strip() == f"Error: {said}"
     assert not other.processes()

@@ -144,6 +144,17 @@ def test_a_restart_is_a_new_version_of_the_same_description(store: Store) -> Non
     assert store.put_endpoint("ada", spec(bundle), environment_key="k", again=True)[1].number == 2
 
 
+def test_the_same_description_of_another_environment_is_a_new_version(store):
+    """An image's tag may have moved between two versions: a rollback changes nothing but what runs."""
+    bundle = add_bundle(store)
+    endpoint, first = store.put_endpoint("ada", spec(bundle), environment_key="k")
+    store.put_endpoint("ada", spec(bundle), environment_key="moved")
+    _, back = store.put_endpoint("ada", spec(bundle), environment_key=first.environment_key)
+    assert (back.number, back.environment_key) == (3, "k")
+    assert store.put_endpoint("ada", spec(bundle), environment_key="k")[1].number == 3
+    assert len(store.versions(endpoint.id)) == 3
+
+
 def test_names_are_unique_per_owner_only(store: Store) -> None:
     first, _ = store.put_endpoint("ada", spec(add_bundle(store)), environment_key="k")
     second, _ = store.put_endpoint("bob", spec(add_bundle(store, owner="bob")), environment_key="k")

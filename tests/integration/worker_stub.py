@@ -20,6 +20,7 @@ class WorkerStub:
 
     ``sleep``: seconds to wait first, cancellable. ``raise``: a message to raise. ``crash``: how many attempts of the
     task end without an answer. ``busy``: how many requests are refused as busy first. ``size``: bytes of the result.
+    ``cut``: how many attempts end in the middle of it. ``says``: the answer's body as it is.
     """
 
     def __init__(self) -> None:
@@ -71,18 +72,28 @@ class WorkerStub:
         if "raise" in wanted:
             error = RemoteError(wanted["raise"], exception_type="ValueError", traceback="Traceback …")
             return answer(request, 500, error.to_json())
+        if int(request.headers["X-Brinery-Attempt"]) <= wanted.get("cut", 0):
+            send(request, 200, b'"' + b"x" * wanted["size"], missing=1)
+            return request.connection.shutdown(socket.SHUT_RDWR)
+        if "says" in wanted:
+            return send(request, 200, wanted["says"].encode())
         if "size" in wanted:
             return answer(request, 200, "x" * wanted["size"])
         return answer(request, 200, wanted.get("echo"))
 
 
 def answer(request: BaseHTTPRequestHandler, status: int, data: object) -> None:
-    body = json.dumps(data).encode()
+    send(request, status, json.dumps(data).encode())
+
+
+def send(request: BaseHTTPRequestHandler, status: int, body: bytes, *, missing: int = 0) -> None:
+    """Answer with `body`, which is said to have `missing` more bytes than it has."""
     request.send_response(status)
     request.send_header("Content-Type", "application/json")
-    request.send_header("Content-Length", str(len(body)))
+    request.send_header("Content-Length", str(len(body) + missing))
     request.end_headers()
     request.wfile.write(body)
+    request.wfile.flush()
 
 
 @contextmanager

@@ -142,6 +142,7 @@ class Controller:
         everything = self._services.runtime.list()
         self._requeue_orphans(registered, {running.id for running in everything})
         for running in everything:
+            self._lease.renew()  # each one that hangs takes seconds to be asked
             owner = self._endpoints.get(running.endpoint_id)
             if running.kind == "builder":
                 self._builds.adopt(running)

@@ -29,6 +29,8 @@ from brinery_platform.transitions import Claim
 T = TypeVar("T")
 
 SPOOL_BYTES: Final = 8 * 1024 * 1024
+CONTENT_BYTES: Final = "application/octet-stream"
+"""Of a result that was called JSON and is none."""
 
 
 class Patient(Protocol):
@@ -106,8 +108,10 @@ def store_result(claim: Claim, reply: Reply, objects: Objects, patient: Patient)
     if len(first) <= INLINE_BYTES:
         values["result"] = first
         if values["result_type"].startswith(CONTENT_JSON):
-            with contextlib.suppress(orjson.JSONDecodeError):  # what is no JSON after all is only in the record
+            try:
                 answer = orjson.loads(first)
+            except orjson.JSONDecodeError:  # it would be put into lists of tasks as it is, and break them
+                values["result_type"] = answer["type"] = CONTENT_BYTES
         return Settled(claim=claim, status=TaskStatus.SUCCEEDED, values=values, answer=answer)
     key = result_object(claim.task.id, claim.task.attempt)
     # Kept here first: the worker's answer cannot be asked for again if the store is away.

@@ -57,6 +57,8 @@ class Reply:
         """Return up to `size` bytes; empty at the end.
 
         Raises:
+            BrokenError: The worker ended the connection before the end of the body.
+            UpstreamTimeoutError: The attempt's time is over.
             PayloadTooLargeError: The body exceeds `MAX_RESULT_BYTES`.
         """
         with call_errors(self._attempt):
@@ -64,6 +66,8 @@ class Reply:
                 return b""
             self._attempt.bound(self._socket)
             data = self._response.read1(min(size, CHUNK_BYTES))
+            if not data and self._response.length:  # the library takes an early end for the end
+                raise http.client.IncompleteRead(b"", self._response.length)
         self._bytes_left -= len(data)
         if self._bytes_left < 0:
             raise PayloadTooLargeError(
@@ -129,7 +133,7 @@ class WorkerCalls:
             attempt.attach(None)
             if not worker.control_url:
                 self._images.end(attempt)
-            if reusable:
+            if reusable and worker.control_url:  # nobody knows how soon the server of an image closes an idle one
                 self._keep(worker.url, connection)
             else:
                 connection.close()

@@ -22,8 +22,9 @@ WHOLE_BYTES: Final = 1024 * 1024
 """Replies up to this size travel as one piece; larger ones pass through as they come."""
 CONNECT_SECONDS: Final = 2.0
 CANCEL_SECONDS: Final = 5.0
-KEEP_ALIVE_SECONDS: Final = 30.0
-"""Below the worker's own 75 s, so that no request meets a connection that the worker is just closing."""
+KEEP_ALIVE_SECONDS: Final = 3.0
+"""With the sweep's period below the 5 s after which servers of images commonly close an idle connection, and our own
+worker's 75 s, so that no request meets a connection that is just being closed."""
 
 _OCTETS: Final = "application/octet-stream"
 _PASSED: Final = frozenset({CONTENT_JSON, CONTENT_PICKLE, CONTENT_EVENTS, _OCTETS, "text/plain"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ def main() -> None:
         if debugging():
             raise
         _fail(f"Error: {error}")
+    except OSError as error:
+        if debugging() or error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
+            raise
+        _fail(f"Error: {error}. Make room where Brinery keeps its files (BRINERY_HOME and TMPDIR), then try again.")
     except ModuleNotFoundError as error:
         if debugging() or command not in PLATFORM_COMMANDS:
             raise

@@ -145,7 +145,10 @@ def restart(name: Name) -> None:
 def rollback(name: Name, version: Annotated[int, typer.Argument(help="Number of an earlier version.", min=1)]) -> None:
     """Serve an earlier version of an endpoint again."""
     endpoint = _client().rollback(name, version)
-    typer.echo(f"{name} goes back to version {version}; it is now version {endpoint['wanted_version']}.")
+    typer.echo(
+        f"{name} goes back to version {version}, as version {endpoint['wanted_version']}; "
+        f"`brinery describe {name}` shows how it goes."
+    )
 
 
 def delete(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:

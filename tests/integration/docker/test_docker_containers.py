@@ -416,3 +416,20 @@ def test_an_engine_that_is_away_is_named_with_the_way_out(tmp_path, monkeypatch)
     finally:
         runtime.close()
     assert set(threading.enumerate()) == before
+
+
+def test_the_log_of_a_container_that_is_being_removed_is_the_kept_one(engine, runtime, spec, monkeypatch):
+    start(runtime, spec)
+    told = []
+
+    def remove(container):
+        facts = engine.inspect(container)
+        engine.remove(container)
+        with monkeypatch.context() as patched:  # the engine shows it for a while in which it gives out no log
+            patched.setattr(runtime._engine, "inspect", lambda _container: facts)
+            told.append(list(runtime.logs("wrk_1")))
+            told.append([line for _, line in runtime.stamped("wrk_1", tail=200, follow=False)])
+
+    monkeypatch.setattr(runtime._engine, "remove", remove)
+    runtime.stop("wrk_1", grace_seconds=0)
+    assert [any("serving" in line for line in lines) for lines in told] == [True, True]

@@ -294,6 +294,30 @@ def test_platform_commands_without_the_extra_say_how_to_get_it(desk):
     assert "up" in desk.python(script, "--help").stdout
 
 
+def test_a_full_disk_is_one_line(desk):
+    full = """
+        import errno, sys
+        import brinery.cli
+        import brinery.cli.tree
+
+        def build(_command):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        brinery.cli.tree.build = build
+        brinery.cli.main()
+        """
+    done = desk.python(str(desk.write("full.py", full)), check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "Make room" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [("--port=0", "port"), ("--shm-mib=0", "shm_mib"), ("--command=a 'b", "No closing quotation")]
+)
+def test_what_an_image_cannot_have_is_refused_and_not_left_out(error_of, option, said):
+    assert said in error_of("deploy", "--image", "shout:1", option)
+
+
 def test_a_wrong_option_is_a_usage_error(run):
     done = run("list", "--nonsense", check=False)
     assert done.returncode == 2

@@ -168,3 +168,23 @@ def test_a_key_that_http_cannot_carry_is_refused_without_being_shown(serve, clie
         client_of(f"http://127.0.0.1:{server.port}", "brn_one\nbrn_two").info()
     assert not re.search("brn_", str(caught.value))
     assert caught.value.__suppress_context__
+
+
+def test_a_connection_that_is_in_use_while_the_client_is_closed_is_closed_after_its_answer():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", "brn_key")
+        answers = []
+        caller = threading.Thread(
+            target=lambda: answers.append(client.send(Request(method="GET", path="/v1/x")).content)
+        )
+        caller.start()
+        connected, _ = listener.accept()
+        with connected:
+            connected.settimeout(20)
+            assert connected.recv(2**20)
+            client.close()
+            connected.sendall(OK)
+            caller.join(20)
+            assert answers == [b"{}"]
+            assert connected.recv(1) == b""

@@ -39,6 +39,12 @@ def test_what_is_no_host_is_refused_with_what_is_one(host):
         spec([host])
 
 
+@pytest.mark.parametrize("egress", [["on"], ["off"], ["on", "off"], ["off", "api.example.com"]])
+def test_on_and_off_are_no_hosts_of_a_list(egress):
+    with pytest.raises(InvalidRequestError, match="stands alone"):
+        spec(egress)
+
+
 @pytest.mark.parametrize(
     "egress",
     ["", "yes", "api.example.com", [], ["a"] * (MAX_EGRESS_HOSTS + 1), [".".join(["a" * 60] * 4)] * 17],

@@ -165,7 +165,7 @@ class Engine:
     def logs(
         self, container: str, *, tail: int, follow: bool, since: float | None = None, stamped: bool = False
     ) -> EngineStream:
-        """Return a container's output in pieces as they come, both streams in one; nothing when it is gone.
+        """Return a container's output in pieces as they come, both streams in one; `missing` when it is gone, or going.
 
         Args:
             container: Its id or name.
@@ -182,7 +182,7 @@ class Engine:
             except APIError as error:
                 if error.status_code != 409:  # it is being removed at this moment
                     raise
-        return EngineStream(iter(()))
+        return EngineStream(iter(()), missing=True)
 
     def events(self, labels: Mapping[str, str], *, event: str) -> EngineStream:
         """Begin to listen to events of containers that carry these labels.
@@ -355,10 +355,16 @@ class Engine:
 
 
 class EngineStream:
-    """What the engine tells, as it comes; another thread may `end` it. It closes itself after its last piece."""
+    """What the engine tells, as it comes; another thread may `end` it. It closes itself after its last piece.
 
-    def __init__(self, stream: Any) -> None:
+    Args:
+        stream: From Docker's library.
+        missing: Whether there is nothing of which it could tell.
+    """
+
+    def __init__(self, stream: Any, *, missing: bool = False) -> None:
         self._stream = stream
+        self.missing = missing
 
     def __iter__(self) -> Iterator[Any]:
         try:

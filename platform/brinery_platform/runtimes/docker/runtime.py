@@ -178,22 +178,22 @@ class DockerRuntime(Runtime):
         self, running_id: str, *, tail: int = 200, follow: bool = False, since: LogMark | None = None
     ) -> Iterator[str]:
         """See `Runtime.logs`; of a container that is removed, `since` cannot be told any more."""
-        if self._contained(running_id) and self._engine.inspect(self._name(running_id)) is not None:
-            with closing(self.stamped(running_id, tail=tail, follow=follow, since=since)) as lines:
-                for _, line in lines:
-                    yield line
-        else:
+        stamped = self._container_log(running_id, tail=tail, follow=follow, since=since)
+        if stamped is None:
             yield from self._processes.logs(running_id, tail=tail, follow=follow, since=since)
+            return
+        with closing(stamped) as lines:
+            for _, line in lines:
+                yield line
 
     def stamped(self, running_id: str, *, tail: int, follow: bool, since: LogMark | None = None) -> Stamped:
         """See `Runtime.stamped`; who asks to go on with the log of a container that is removed hears no more."""
-        name = self._name(running_id)
-        if not self._contained(running_id) or self._engine.inspect(name) is None:
-            if follow and since is not None:
-                return Stamped(iter(()))
-            return super().stamped(running_id, tail=tail, follow=follow, since=since)
-        stream = self._engine.logs(name, tail=tail, follow=follow, since=since.at if since else None, stamped=True)
-        return Stamped(stamped_lines(stream), stream.end, stream.close)
+        lines = self._container_log(running_id, tail=tail, follow=follow, since=since)
+        if lines is not None:
+            return lines
+        if follow and since is not None:
+            return Stamped(iter(()))
+        return self._processes.stamped(running_id, tail=tail, follow=follow, since=since)
 
     def usage(self, running_ids: Sequence[str]) -> dict[str, Usage]:
         """See `Runtime.usage`."""
@@ -347,9 +347,18 @@ class DockerRuntime(Runtime):
             if self._engine.inspect(name) is not None:
                 for piece in self._engine.logs(name, tail=-1, follow=False):
                     log.write(piece)
+                log.flush()  # whoever asks from here on reads the file
             self._engine.remove(name)
 
     # ---------------------------------------------------------------------------------------------------- knowing
+    def _container_log(self, running_id: str, *, tail: int, follow: bool, since: LogMark | None) -> Stamped | None:
+        """Return what the engine has of a log; None where that is kept in a file, as before a container is removed."""
+        if not self._contained(running_id):
+            return None
+        at = since.at if since else None
+        stream = self._engine.logs(self._name(running_id), tail=tail, follow=follow, since=at, stamped=True)
+        return None if stream.missing else Stamped(stamped_lines(stream), stream.end, stream.close)
+
     def _running_ids(self) -> set[str]:
         return {facts["Labels"][labels.ID] for facts in self._ours()}
 

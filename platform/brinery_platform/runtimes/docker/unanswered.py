@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 from typing import Final
 
-IN_CONTAINER: Final = Path("/.dockerenv")
 _DENIED: Final = os.strerror(errno.EACCES)
 _MISSING: Final = os.strerror(errno.ENOENT)
 
@@ -18,8 +16,8 @@ def explain(error: BaseException) -> str:
     cure = "start it"
     if reason == _DENIED:
         cure = "give this process the group that owns its socket"
-    elif reason == _MISSING and IN_CONTAINER.exists():
-        cure = "mount its socket into this container"
+    elif reason == _MISSING:
+        cure = "start it (in a container: mount its socket)"
     return f"The Docker engine does not answer ({reason}); {cure}, or set BRINERY_RUNTIME=process."
 
 

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from brinery.errors import NotFoundError
+from brinery.errors import ConflictError, NotFoundError
 from brinery_platform.runtimes.docker import labels
 from brinery_platform.runtimes.docker.engine import Engine, Facts
 
@@ -103,7 +103,14 @@ class Volumes:
         self._engine.remove(self._container(full_name))  # one that a killed controller has left
         if self._facts(full_name) is None:
             raise NotFoundError(f"{owner!r} has no volume {name!r}; `brinery volumes list` shows all.", volume=name)
-        self._engine.ask(lambda client: client.remove_volume(full_name) or True)
+        try:
+            self._engine.ask(lambda client: client.remove_volume(full_name) or True)
+        except ConflictError:
+            raise ConflictError(
+                f"Volume {name!r} is in use: workers of an endpoint have it. Delete the endpoint (`brinery delete`) "
+                "or deploy it without the volume, and try again when they have ended.",
+                volume=name,
+            ) from None
 
     def _facts(self, full_name: str) -> Facts | None:
         facts: Facts | None = self._engine.ask(lambda client: client.inspect_volume(full_name))
