@@ -167,9 +167,9 @@ SABOTAGES = {
     ),
     "s3": Sabotage(
         "test_outages.py::test_s3_answers_500_is_slow_and_refuses",
-        "the result backend's patience with the store",
+        "the forwarder's patience with the store",
         r"^\d+ lost",
-        (Change("results.py", "return isinstance(exc, (UnavailableError,", "return isinstance(exc, ("),),
+        (NO_PATIENCE,),
     ),
     "full": Sabotage(
         "test_outages.py::test_the_object_folder_is_full",

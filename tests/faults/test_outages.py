@@ -76,7 +76,7 @@ def test_a_redis_of_the_settings_is_killed_and_comes_back_from_its_file(own, tmp
 
 
 def test_s3_answers_500_is_slow_and_refuses(own, tmp_path):
-    """The attempt stays running until its result is stored: backend and forwarder repeat until the store answers."""
+    """An attempt with a large result stays running until that is stored: it is repeated until the store answers."""
     (tmp_path / "s3").mkdir()
     with rclone_s3(tmp_path / "s3") as upstream, S3Faults(upstream).serving() as faults:
         keys = {"BRINERY_OBJECTS_URL": "s3://bucket/brinery", "AWS_ENDPOINT_URL": faults.url, **S3_KEYS}

@@ -15,7 +15,7 @@ from worker_stub import worker_stub, write_route
 from brinery.errors import RemoteError
 from brinery.spec import TaskStatus
 from brinery_platform.broker import make_app, queue_name
-from brinery_platform.records import input_object
+from brinery_platform.records import celery_object, input_object
 from brinery_platform.routes import DEMAND, LOAD, ROUTING
 from brinery_platform.settings import Settings
 from brinery_platform.tasks import Tasks
@@ -393,17 +393,19 @@ def test_messages_that_mean_nothing_are_dropped(tasks, stub, redis_client):
 
 
 @pytest.mark.usefixtures("forwarder")
-def test_a_store_that_is_away_delays_a_result_and_loses_nothing(tasks, tmp_path):
+def test_a_store_that_is_away_delays_a_large_result_and_loses_nothing(tasks, objects, tmp_path):
     run(tasks, {"echo": 1})
     (tmp_path / "objects").rename(tmp_path / "elsewhere")
     (tmp_path / "objects").write_bytes(b"in the way")
     small, large = (tasks.submit(new_task(wanted)).task.id for wanted in ({"echo": 1}, {"size": 1_000_000}))
+    assert until_final(tasks, small).status is TaskStatus.SUCCEEDED, "its result lies in its record"
     until_running(tasks, large)
     time.sleep(1)
-    assert {tasks.get(task_id).status for task_id in (small, large)} == {TaskStatus.RUNNING}
+    assert tasks.get(large).status is TaskStatus.RUNNING
     (tmp_path / "objects").unlink()
     (tmp_path / "elsewhere").rename(tmp_path / "objects")
-    assert {until_final(tasks, task_id).status for task_id in (small, large)} == {TaskStatus.SUCCEEDED}
+    assert until_final(tasks, large).status is TaskStatus.SUCCEEDED
+    wait_for(lambda: all(objects.exists(celery_object(task_id)) for task_id in (small, large)))
 
 
 @pytest.mark.usefixtures("forwarder")

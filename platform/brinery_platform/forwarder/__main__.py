@@ -221,17 +221,11 @@ def _register(app: Celery, forwarder: Forwarder) -> None:
             settled = forwarder.work.take(self.request.id)
             if settled is None:
                 raise Ignore
-            self.request.settled = settled
+            # A large result is stored by now. What follows, Celery's own note in the object store, nobody waits for.
+            forwarder.work.settle(settled)
             if settled.error is not None:
                 raise settled.error
             return settled.answer
-
-        # Celery calls these two when its backend has stored the result.
-        def on_success(self, *_arguments: Any) -> None:
-            forwarder.work.settle(self.request.settled)
-
-        def on_failure(self, *_arguments: Any) -> None:
-            forwarder.work.settle(self.request.settled)
 
     class Connected(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
         requires = ("celery.worker.consumer.tasks:Tasks",)

@@ -33,7 +33,7 @@ class AttemptClock:
 
 @dataclass(kw_only=True)
 class Settled:
-    """What came of an attempt that ends its task; stored by Celery's backend first, then finished on the record.
+    """What came of an attempt that ends its task; a result that the record does not hold is stored already.
 
     Args:
         claim: The attempt.

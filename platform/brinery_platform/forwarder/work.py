@@ -154,7 +154,7 @@ class ForwarderWork:
             running.done.set()
 
     def settle(self, settled: Settled) -> None:
-        """Finish the record; its result is stored already. Goes on trying until it is done."""
+        """Finish the record; a large result is stored already. Goes on trying until it is done."""
         if settled.clock is not None:
             settled.values["stored_at"] = settled.clock.now()
         outcome = self._insist(
