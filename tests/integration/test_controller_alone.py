@@ -13,7 +13,8 @@ import orjson
 import pytest
 
 from brinery_platform.controller import farewell
-from brinery_platform.routes import DESK
+from brinery_platform.controller.reconcile import Controller
+from brinery_platform.routes import DESK, ROUTING
 from brinery_platform.runtimes.base import Running, Runtime
 from brinery_platform.services import connect
 from brinery_platform.settings import read_settings
@@ -136,3 +137,16 @@ def test_a_gateway_lives_as_long_as_it_is_connected(redis_client, redis_url, tmp
     assert not farewell.gateway_lives(redis_client)
     assert asyncio.run(gateway())
     assert not farewell.gateway_lives(redis_client)
+
+
+def test_a_new_leader_takes_away_the_rows_of_deleted_endpoints_and_no_others(redis_client, redis_url, tmp_path):
+    services = connect(read_settings(home=tmp_path, redis_url=redis_url, runtime="process"))
+    controller = Controller(services)
+    try:
+        assert controller._lease.acquire()
+        redis_client.hset(ROUTING, mapping={"end_not_looked_at_yet": b"{}", "end_deleted": b"{}"})
+        controller._endpoints["end_not_looked_at_yet"] = controller._new("end_not_looked_at_yet")
+        controller._sync_routing()
+        assert redis_client.hkeys(ROUTING) == [b"end_not_looked_at_yet"]
+    finally:
+        controller._end()

@@ -227,6 +227,7 @@ class Controller:
     def _delete(self, endpoint: Endpoint, load: Load) -> None:
         """Take an endpoint apart in an order that a crash can interrupt anywhere: callers first, the row last."""
         self._lease.publish(endpoint.id, None)
+        endpoint.published = None
         still_running = self._tasks.forget_endpoint(endpoint.id)
         if endpoint.dissolve(load) and not still_running:
             self._services.redis.delete(event_log.stream(endpoint.id))
@@ -249,7 +250,8 @@ class Controller:
             return
         rows = cast("list[bytes]", self._services.redis.hkeys(ROUTING))
         for field in rows:
-            if field not in published:
+            # What a new leader has not looked at yet keeps the row of the last one: its callers go on.
+            if field.decode() not in self._endpoints:
                 self._lease.publish(field.decode(), None)
         for endpoint_id, route in published.items():
             self._lease.publish(endpoint_id.decode(), route)
