@@ -168,7 +168,7 @@ SABOTAGES = {
     "s3": Sabotage(
         "test_outages.py::test_s3_answers_500_is_slow_and_refuses",
         "the forwarder's patience with the store",
-        r"^\d+ lost",
+        r"^\d+ executed twice although nothing died",
         (NO_PATIENCE,),
     ),
     "full": Sabotage(
