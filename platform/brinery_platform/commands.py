@@ -15,6 +15,7 @@ import typer
 
 from brinery.errors import BrineryError, UnavailableError
 from brinery_platform import images_cli, volumes_cli
+from brinery_platform.cli_options import Home
 
 if TYPE_CHECKING:
     from brinery_platform.runtimes.base import Running
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 DETACHED_READY_SECONDS: Final = 120.0
 DOWN_SECONDS: Final = 120.0
-
-Home = Annotated[Path | None, typer.Option(help="Folder of data, environments and logs. [BRINERY_HOME, ~/.brinery]")]
 
 
 def register(app: typer.Typer) -> None:

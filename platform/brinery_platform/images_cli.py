@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from brinery_platform.cli_options import Home
+
 if TYPE_CHECKING:
     from brinery_platform.images.inventory import Image, Inventory
     from brinery_platform.settings import Settings
-
-Home = Annotated[Path | None, typer.Option(help="Folder of data, environments and logs. [BRINERY_HOME, ~/.brinery]")]
 
 
 def register(app: typer.Typer) -> None:

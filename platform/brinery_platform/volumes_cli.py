@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from brinery.errors import ConflictError, NotFoundError
+from brinery_platform.cli_options import Home
 
 if TYPE_CHECKING:
     from brinery_platform.runtimes.docker.volumes import Volumes
-
-Home = Annotated[Path | None, typer.Option(help="Folder of data, environments and logs. [BRINERY_HOME, ~/.brinery]")]
 
 
 def register(app: typer.Typer) -> None:

@@ -185,6 +185,8 @@ class _Connection(http.client.HTTPConnection):
         """Whether an idle connection can be used: not too old, and not closed, which would make it readable."""
         if time.monotonic() - self.used_at > KEEPALIVE_SECONDS:
             return False
+        if not hasattr(select, "poll"):  # Windows
+            return not select.select([self.sock], [], [], 0)[0]
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         return not poll.poll(0)

@@ -15,9 +15,10 @@ import pytest
 from brinery_platform.controller import farewell
 from brinery_platform.controller.reconcile import Controller
 from brinery_platform.routes import DESK, ROUTING
-from brinery_platform.runtimes.base import Running, Runtime
+from brinery_platform.runtimes.base import Running
 from brinery_platform.services import connect
 from brinery_platform.settings import read_settings
+from idle_runtime import IdleRuntime
 from servers import free_port, wait_for
 
 
@@ -86,21 +87,12 @@ def test_a_setting_that_is_wrong_is_one_line_and_exit_1(tmp_path, name, value):
 
 
 # --------------------------------------------------------------------------------------------------------- farewell
-class ListedRuntime(Runtime):
+class ListedRuntime(IdleRuntime):
     """Knows what was stopped, in which order."""
 
     def __init__(self, *kinds):
         self.left = [Running(id=f"{kind}_{number}", kind=kind, endpoint_id="") for number, kind in enumerate(kinds)]
         self.stopped = []
-
-    def start(self, spec):
-        raise NotImplementedError
-
-    def poll(self, running_id):
-        raise NotImplementedError
-
-    def logs(self, running_id, *, tail=200, follow=False, since=None):
-        raise NotImplementedError
 
     def list(self):
         return list(self.left)

@@ -15,14 +15,15 @@ from brinery_platform.controller import desk as desks
 from brinery_platform.controller.desk import Desk
 from brinery_platform.routes import DESK, DeskAddress
 from brinery_platform.runtimes import far as readers
-from brinery_platform.runtimes.base import Running, Runtime, Stamped
+from brinery_platform.runtimes.base import Running, Stamped
 from brinery_platform.runtimes.far import AWAY, NO_LOG, FarRuntime
+from idle_runtime import IdleRuntime
 from servers import free_port, wait_for
 
 ENDED = None
 
 
-class SaidRuntime(Runtime):
+class SaidRuntime(IdleRuntime):
     """A runtime that runs nothing; a worker's lines are what the test says, and stay as an engine keeps them."""
 
     def __init__(self):
@@ -31,22 +32,10 @@ class SaidRuntime(Runtime):
         self.clock = itertools.count(1_800_000_000)
         self.trouble = None
 
-    def start(self, spec):
-        raise NotImplementedError
-
-    def poll(self, running_id):
-        raise NotImplementedError
-
-    def stop(self, running_id, *, grace_seconds):
-        raise NotImplementedError
-
     def list(self):
         if self.trouble:
             raise self.trouble
         return [Running(id="wrk_1", kind="worker", endpoint_id="end_1", url="http://10.1.1.1:5005", started_at=1.5)]
-
-    def logs(self, running_id, *, tail=200, follow=False, since=None):
-        raise NotImplementedError
 
     def say(self, *lines):
         for line in lines:

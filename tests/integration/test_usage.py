@@ -5,32 +5,18 @@ import redis
 
 from brinery.errors import UnavailableError
 from brinery_platform.controller.usage import UsageKeeper
-from brinery_platform.runtimes.base import Runtime, Usage
+from brinery_platform.runtimes.base import Usage
 from brinery_platform.usage import USAGE, WATCHED, Watch
+from idle_runtime import IdleRuntime
 from servers import free_port, wait_for
 
 
-class CountingRuntime(Runtime):
+class CountingRuntime(IdleRuntime):
     """A runtime that runs nothing: each look finds that its workers have used half a second more."""
 
     def __init__(self):
         self.looks = 0
         self.away = False
-
-    def start(self, spec):
-        raise NotImplementedError
-
-    def poll(self, running_id):
-        raise NotImplementedError
-
-    def stop(self, running_id, *, grace_seconds):
-        raise NotImplementedError
-
-    def list(self):
-        raise NotImplementedError
-
-    def logs(self, running_id, *, tail=200, follow=False, since=None):
-        raise NotImplementedError
 
     def usage(self, running_ids):
         self.looks += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import resource
 import signal
 import sys
 
@@ -13,6 +12,7 @@ import structlog
 from brinery_platform.addresses import AddressPolicy, Resolver
 from brinery_platform.egress.proxy import Proxy
 from brinery_platform.logs import configure_logging
+from brinery_platform.open_files import allow_connections
 from brinery_platform.settings import Settings, read_settings
 
 
@@ -45,8 +45,7 @@ def main() -> int:
     host, _, port = parser.parse_args().listen.rpartition(":")
     settings = read_settings()
     configure_logging(settings.log_level)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allow_connections()
     try:
         asyncio.run(serve(settings, host, int(port)))
     except OSError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import resource
 import signal
 import socket
 import sys
@@ -20,6 +19,7 @@ from brinery_platform.gateway.app import GatewayApp, create_app
 from brinery_platform.gateway.one_piece import OnePieceProtocol
 from brinery_platform.gateway.peers import refusing
 from brinery_platform.logs import configure_logging
+from brinery_platform.open_files import allow_connections
 from brinery_platform.settings import Settings, read_settings
 
 DRAIN_SECONDS: Final = 30
@@ -109,12 +109,6 @@ def _protocol(settings: Settings) -> type[asyncio.Protocol]:
     if settings.runtime == "docker" and not settings.workers_may_call:
         return refusing(settings.worker_network)
     return OnePieceProtocol
-
-
-def allow_connections() -> None:
-    """Raise the limit of open files to what the system lets this process have: each waiter holds a connection."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -8,10 +8,11 @@ from contextlib import nullcontext
 
 from brinery.errors import UnavailableError
 from brinery_platform.gateway.worker_logs import NO_WORKERS, WorkerLogs
-from brinery_platform.runtimes.base import Running, Runtime
+from brinery_platform.runtimes.base import Running
+from idle_runtime import IdleRuntime
 
 
-class LinesRuntime(Runtime):
+class LinesRuntime(IdleRuntime):
     """A runtime that runs nothing: its workers' lines are what the test says."""
 
     def __init__(self, **lines):
@@ -20,14 +21,8 @@ class LinesRuntime(Runtime):
         self.reading = 0
         self.away = 0
 
-    def start(self, spec):
-        raise NotImplementedError
-
     def poll(self, running_id):
         return None if running_id in self.lines else 0
-
-    def stop(self, running_id, *, grace_seconds):
-        raise NotImplementedError
 
     def list(self):
         if self.away:
