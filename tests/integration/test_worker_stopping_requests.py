@@ -36,6 +36,16 @@ def end(note):
         Path(note).write_text("cleaned up")
 
 
+def begun():
+    print("begun", flush=True)
+
+
+def wait_begun(worker, calls=1):
+    """Until so many calls altogether came to the user's code: one that is stopped before needs no force."""
+    worker.wait_until(lambda: worker.out.count("begun") == calls, f"{calls} begun")
+    time.sleep(0.1)  # from that line into the call that nothing interrupts
+
+
 def tight_loop(note: str = ""):
     try:
         begin(note)
@@ -46,11 +56,13 @@ def tight_loop(note: str = ""):
 
 
 def sleep(seconds: float):
+    begun()
     time.sleep(seconds)
     return "slept"
 
 
 def hold_the_gil():
+    begun()
     re.match(r"(a+)+b", "a" * 40)
 
 
@@ -65,12 +77,14 @@ async def sleep_async(note: str = ""):
 async def stubborn():
     while True:
         with contextlib.suppress(asyncio.CancelledError):
+            begun()
             await asyncio.sleep(600)
 
 
 def swallow():
     while True:
         try:
+            begun()
             while True:
                 pass
         except BaseException:  # noqa: BLE001, S110 - such user code is what this is about
@@ -129,7 +143,7 @@ def test_a_running_request_is_cancelled_by_an_exception_and_cleans_up(workers, t
 def test_a_request_that_cannot_be_stopped_costs_the_process(workers, function):
     worker = workers.start(function)
     reply = worker.predict_later("req_a", **({"seconds": 600} if function is sleep else {}))
-    worker.wait_busy()
+    wait_begun(worker)
     assert worker.cancel("req_a") == {"cancelled": True, "how": "killed"}
     assert isinstance(reply.get(timeout=30), (OSError, http.client.HTTPException))
     status = worker.wait_state("ready").status
@@ -141,7 +155,7 @@ def test_a_request_that_cannot_be_stopped_costs_the_process(workers, function):
 def test_afterwards_each_request_of_an_ended_process_can_ask_whose_fault_it_was(workers):
     worker = workers.start(sleep, arguments=["--concurrency", "3"])
     replies = [worker.predict_later(name, seconds=600) for name in ("req_a", "req_b")]
-    worker.wait_busy(2)
+    wait_begun(worker, 2)
     assert worker.fate("req_a")["fate"] == "running"
     assert worker.cancel("req_a")["how"] == "killed"
     for reply in replies:
@@ -168,7 +182,7 @@ def test_a_crash_is_told_with_its_signal_and_with_how_many_ran_beside(workers):
 def test_a_worker_that_stops_stays_to_tell_whom_it_cut_off(workers):
     worker = workers.start(sleep, arguments=["--drain-seconds", "0"])
     reply = worker.predict_later("req_a", seconds=600)
-    worker.wait_busy()
+    wait_begun(worker)
     worker.process.terminate()
     assert isinstance(reply.get(timeout=30), (OSError, http.client.HTTPException))
     assert worker.fate("req_a")["fate"] in {"neighbour", "running"}  # running: its end is not noticed yet
@@ -179,7 +193,7 @@ def test_many_forced_stops_in_a_row_bring_the_worker_back_each_time(workers):
     worker = workers.start(sleep)
     for number in range(3):
         worker.predict_later(f"req_{number}", seconds=600)
-        worker.wait_busy()
+        wait_begun(worker, number + 1)
         assert worker.cancel(f"req_{number}")["how"] == "killed"
         worker.wait_state("ready")
     assert worker.predict(seconds=0).json == "slept"
@@ -207,7 +221,7 @@ def test_cancelling_one_request_leaves_its_neighbours_alone(workers):
 def test_two_who_cancel_the_same_request_both_hear_of_it(workers):
     worker = workers.start(sleep)
     worker.predict_later("req_a", seconds=600)
-    worker.wait_busy()
+    wait_begun(worker)
     answers = []
     threads = [threading.Thread(target=lambda: answers.append(worker.cancel("req_a"))) for _ in range(2)]
     for thread in threads:
@@ -227,7 +241,7 @@ def test_a_request_over_its_own_timeout_is_stopped(workers, function):
 
 def test_a_request_over_its_own_timeout_that_cannot_be_stopped_costs_the_process(workers):
     worker = workers.start(sleep)
-    reply = worker.predict_later(timeout_seconds=0.1, seconds=600).get(timeout=30)
+    reply = worker.predict_later(timeout_seconds=2, seconds=600).get(timeout=30)
     assert isinstance(reply, (OSError, http.client.HTTPException))
     worker.wait_until(lambda: worker.status["restarts"] == 1, "restarted")
     assert "ran out of time" in worker.wait_state("ready").status["exit"]["reason"]
@@ -237,12 +251,12 @@ def test_a_request_over_its_own_timeout_that_cannot_be_stopped_costs_the_process
 def test_a_caller_whose_time_is_over_first_is_not_told_to_have_cancelled(workers):
     worker = workers.start(sleep)
     worker.predict_later("req_a", timeout_seconds=600, seconds=600)
-    worker.wait_busy()
+    wait_begun(worker)
     assert worker.cancel("req_a&reason=timeout") == {"cancelled": True, "how": "killed"}
     worker.wait_log("request req_a ran out of time and did not end within 1 s; restarting")
     worker.wait_state("ready")
     worker.predict_later("req_b", timeout_seconds=600, seconds=600)
-    worker.wait_busy()
+    wait_begun(worker, 2)
     assert worker.cancel("req_b")["how"] == "killed"
     worker.wait_log("request req_b was cancelled and did not end within 1 s; restarting")
 
