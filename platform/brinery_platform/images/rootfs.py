@@ -63,9 +63,10 @@ TOOLS: Final = (
 LIBRARIES: Final = ("libstdc++.so.6", "libgcc_s.so.1", "libz.so.1", "libresolv.so.2", "libnss_dns.so.2")
 """What wheels may rely on beside what Python itself needs, and glibc's resolver where it is a file of its own."""
 LEFT_OUT: Final = re.compile(
-    r"^(site-packages|dist-packages|test|tests|idlelib|tkinter|turtledemo|ensurepip|lib2to3|config-.*|posix|right)$"
+    r"^(site-packages|dist-packages|test|tests|idlelib|tkinter|turtledemo|ensurepip|lib2to3|config-.*|posix|right|localtime)$"
     r"|\.(a|opt-1\.pyc|opt-2\.pyc)$"
 )
+TIME_ZONES: Final = Path("/usr/share/zoneinfo")
 MOUNT_POINTS: Final = ("dev", "proc", "run", "sys")
 QUERY_SECONDS: Final = 30.0
 
@@ -109,7 +110,7 @@ class Rootfs:
         self._add_libraries()
         for name in ("python3", "python"):
             self._links[f"usr/local/bin/{name}"] = str(executable)
-        self._add_tree(Path("/usr/share/zoneinfo"))
+        self._add_tree(TIME_ZONES)
         self._own |= platform_files()
 
     @property
@@ -155,8 +156,9 @@ class Rootfs:
         for parent, folders, files in os.walk(folder):
             folders[:] = sorted(name for name in folders if not LEFT_OUT.search(name))
             for name in sorted(files):
-                if not LEFT_OUT.search(name):
-                    self._add(Path(parent, name))
+                path = Path(parent, name)
+                if not LEFT_OUT.search(name) and path.is_file():  # a link may lead nowhere
+                    self._add(path)
 
     def _add_libraries(self) -> None:
         binaries = [path for path in self._files.values() if _is_elf(path)]
