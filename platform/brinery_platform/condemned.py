@@ -6,6 +6,7 @@ which replaces the worker. Why a worker ended stays under ``end:<worker id>`` fo
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import asdict, dataclass
 from typing import Final, cast
@@ -99,6 +100,19 @@ async def condemn(client: AsyncRedis, worker_id: str, sentence: Sentence) -> Non
     """Do what `Condemned.add` does, on the running event loop."""
     await client.hset(CONDEMNED, worker_id, orjson.dumps(asdict(sentence)).decode())
     await client.publish(WAKE, sentence.endpoint_id)
+
+
+async def end_of(client: AsyncRedis, worker_id: str) -> End | None:
+    """Do what `Condemned.end_of` does, on the running event loop; looks less and less often, for many may wait."""
+    pause, give_up_at = LOOK_SECONDS, time.monotonic() + END_SECONDS
+    while True:
+        raw = cast("bytes | None", await client.get(_key(worker_id)))
+        if raw is not None:
+            return End(**orjson.loads(raw))
+        if time.monotonic() >= give_up_at:
+            return None
+        await asyncio.sleep(pause)
+        pause *= 2
 
 
 def _key(worker_id: str) -> str:

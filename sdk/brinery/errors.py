@@ -28,8 +28,12 @@ On the wire an error is ``{"error": {"type", "message", "context"}}``; ``type`` 
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
+
+MAX_WORDS_BYTES: Final = 1000
+"""How much of an image's own words about an error are kept."""
 
 
 class BrineryError(Exception):
@@ -126,14 +130,14 @@ class RemoteError(BrineryError):
     """The user's function raised.
 
     ``context`` holds ``exception_type`` (the class name), ``exception_bases`` (names along its bases, nearest
-    first), and ``traceback`` (text, as Python prints it).
+    first), and ``traceback`` (text, as Python prints it). An image's own error has ``http_status`` alone.
     """
 
     status = 500
 
     def __str__(self) -> str:
-        kind = self.context.get("exception_type", "Exception")
-        text = f"{kind}: {self.message}"
+        kind = self.context.get("exception_type")
+        text = f"{kind}: {self.message}" if kind else self.message
         return f"{text}\n\nRemote traceback:\n{self.remote_traceback}" if self.remote_traceback else text
 
     @property
@@ -195,8 +199,8 @@ def error_from_json(body: Any, *, status: int = 500) -> BrineryError:
     Returns:
         An instance of the class named in the body, or `BrineryError` with what could be read.
     """
-    error = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(error, dict) or not isinstance(error.get("message"), str):
+    error = _inner(body)
+    if error is None:
         return BrineryError(f"The platform answered with status {status} and no readable error.", status=status)
     classes = {cls.wire_type(): cls for cls in _subclasses(BrineryError)}
     context = error.get("context")
@@ -205,6 +209,32 @@ def error_from_json(body: Any, *, status: int = 500) -> BrineryError:
         error["message"],
         context if isinstance(context, dict) else {},
     )
+
+
+def error_from_worker(content: bytes, *, status: int) -> BrineryError:
+    """Return the error that a worker answered.
+
+    Args:
+        content: The reply's body: one of our errors, or the words of an image that knows nothing of ours.
+        status: The reply's HTTP status.
+
+    Returns:
+        As `error_from_json`; for an image's words a `RemoteError` that holds the first of them and ``http_status``.
+    """
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):  # a UnicodeDecodeError is a ValueError
+        body = None
+    if _inner(body) is not None:
+        return error_from_json(body, status=status)
+    said = content[:MAX_WORDS_BYTES].decode(errors="replace").strip()
+    return RemoteError(f"The worker answered with status {status}{f': {said}' if said else ''}", http_status=status)
+
+
+def _inner(body: Any) -> dict[str, Any] | None:
+    """Return what lies under ``error`` in a body of ours, None if it is none."""
+    error = body.get("error") if isinstance(body, dict) else None
+    return error if isinstance(error, dict) and isinstance(error.get("message"), str) else None
 
 
 def _rebuild(cls: type[BrineryError], message: str, context: dict[str, Any]) -> BrineryError:

@@ -40,6 +40,8 @@ HEADER_REQUEST_ID: Final = "X-Brinery-Request-Id"
 HEADER_TASK_ID: Final = "X-Brinery-Task-Id"
 HEADER_ATTEMPT: Final = "X-Brinery-Attempt"
 HEADER_TIMEOUT_SECONDS: Final = "X-Brinery-Timeout-Seconds"
+HEADER_ANSWERED_BY: Final = "X-Brinery-Answered-By"
+"""``worker`` on an error that a worker answered; what an image says there is in the image's own words."""
 TASK_HEADERS: Final = {
     "priority": "X-Brinery-Priority",
     "max_attempts": "X-Brinery-Max-Attempts",

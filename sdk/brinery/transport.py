@@ -12,7 +12,8 @@ from typing import Any, Final, Protocol, TypeVar
 import httpx
 from tenacity import retry_if_exception_type, stop_before_delay, wait_exponential, wait_random
 
-from brinery.errors import BrineryError, UnavailableError, UpstreamTimeoutError, error_from_json
+from brinery.errors import BrineryError, UnavailableError, UpstreamTimeoutError, error_from_json, error_from_worker
+from brinery.spec import HEADER_ANSWERED_BY
 
 KEEPALIVE_SECONDS: Final = 4.0
 """Below the 5 s after which servers commonly close an idle connection, so that no POST races that close."""
@@ -148,6 +149,8 @@ def checked(response: AnyResponse) -> AnyResponse:
     """
     if 200 <= response.status_code < 300:
         return response
+    if HEADER_ANSWERED_BY.lower() in response.headers:
+        raise error_from_worker(response.content, status=response.status_code)
     try:
         body = response.json()
     except ValueError:

@@ -126,6 +126,9 @@ def test_html_and_errors_come_back_as_the_image_says_them(box):
     assert (page.status_code, page.headers["content-type"]) == (200, "application/octet-stream")
     wrong = call(box, do="wrong")
     assert (wrong.status_code, wrong.json()) == (400, {"detail": "that is wrong"})
+    said = box.brinery("call", "served", "do=wrong", check=False)
+    assert said.returncode == 1
+    assert 'The worker answered with status 400: {"detail": "that is wrong"}' in said.stderr
     task, _ = finished(box, do="wrong")
     assert task["status"] == "failed"
     assert "status 400" in task["error"]["message"]
@@ -206,6 +209,9 @@ def test_running_out_of_memory_is_named(box):
     task, _ = finished(box, "small", headers={"X-Brinery-Max-Attempts": "1"}, do="eat", mib=200)
     assert task["status"] == "failed"
     assert "out of memory at 64 MiB" in task["error"]["message"]
+    called = call(box, "small", do="eat", mib=200)
+    assert (called.status_code, called.json()["error"]["type"]) == (502, "worker")
+    assert "killed: out of memory at 64 MiB" in called.json()["error"]["message"]
     assert call(box, "small", do="eat", mib=1).json() == {"eaten": 2**20}
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -20,6 +21,14 @@ from standing_stack import KEY_VARIABLE, MARK_VARIABLE, URL_VARIABLE
 ACCEPTANCE = ("test_calling.py", "test_deploying.py", "test_tasks_cli.py")
 """Those that are about using a platform; the others are about `brinery up`."""
 SOCKET = "docker.sock"
+BRIEF = """
+from brinery import endpoint
+
+
+@endpoint(idle_seconds=0.5)
+def brief() -> int:
+    return 1
+"""
 
 pytestmark = pytest.mark.timeout(900)  # the first one builds the images, too
 
@@ -104,24 +113,27 @@ def test_every_query_of_the_dashboard_has_an_answer(counted):
     board = json.loads((REPOSITORY / "compose" / "grafana" / "boards" / "brinery.json").read_text())
     queries = {target["expr"] for panel in board["panels"] for target in panel["targets"]}
     assert len(queries) > 20
-    hook = {"webhook": f"{counted.url}/healthz"}
+    (counted.desk / "brief.py").write_text(BRIEF)
+    counted.brinery("deploy", "brief.py")
+    wait_until(lambda: not counted.endpoint("brief")["workers"], what="its worker to be idle for too long")
     with counted.http() as http:
+        assert http.post("/v1/endpoints/brief/predict", json={}).json() == 1, "from zero"
         http.post("/v1/endpoints/fail/predict", json={"text": "x"})
-        task = http.post("/v1/endpoints/add/tasks", json={"a": 1}, headers={"X-Brinery-Webhook": hook["webhook"]})
+        hook = {"X-Brinery-Webhook": f"{counted.url}/healthz"}
+        task = http.post("/v1/endpoints/add/tasks", json={"a": 1}, headers=hook)
         assert task.status_code == httpx.codes.ACCEPTED, task.text
     prometheus = f"http://127.0.0.1:{counted.ports['PROMETHEUS']}/api/v1/query"
 
-    def silent():
-        left = set()
-        for query in queries:
-            asked = query.replace("$__rate_interval", "5m").replace("$endpoint", ".*")
-            reply = httpx.get(prometheus, params={"query": asked}, timeout=10, trust_env=False)
-            assert reply.status_code == httpx.codes.OK, f"{query}: {reply.text}"
-            if not reply.json()["data"]["result"]:
-                left.add(query)
-        return left
+    def silent(query):
+        asked = query.replace("$__rate_interval", "5m").replace("$endpoint", ".*")
+        reply = httpx.get(prometheus, params={"query": asked}, timeout=10, trust_env=False)
+        assert reply.status_code == httpx.codes.OK, f"{query}: {reply.text}"
+        return not reply.json()["data"]["result"]
 
-    wait_until(lambda: not silent(), seconds=60, what=f"an answer to {silent()}")
+    deadline = time.monotonic() + 60
+    while (queries := {query for query in queries if silent(query)}) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert not queries, "these have no answer"
     reply = httpx.get(prometheus, params={"query": 'up{job="gateway"}'}, timeout=10, trust_env=False).json()
     assert [one["value"][1] for one in reply["data"]["result"]] == ["1"]
 

@@ -85,7 +85,13 @@ def _log_mib(container):
         ("answer byte by byte", {"head": OK, "slow": "X-A: 1\r\n" * 20}, 25, 504, "6 s"),
         ("answer in broken HTTP", {"head": "HTTP/9.9 banana\r\n\r\n"}, 19, 502, "broke"),
         ("hang up in the middle", {"head": f"{OK}Content-Length: 100\r\n\r\nhalf"}, 40, 502, "broke"),
-        ("exit in the middle", {"head": f"{OK}Content-Length: 100\r\n\r\nhalf", "then": "exit"}, 40, 502, "broke"),
+        (
+            "exit in the middle",
+            {"head": f"{OK}Content-Length: 100\r\n\r\nhalf", "then": "exit"},
+            40,
+            502,
+            "exit code 7",
+        ),
     ],
 )
 def test_an_answer_that_is_none_becomes_an_error_in_time(arena, attempt, how, most, answer, says):

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, Final
-
-import orjson
 
 from brinery.errors import (
-    BrineryError,
-    RemoteError,
     UpstreamTimeoutError,
     WorkerBusyError,
     WorkerError,
-    error_from_json,
+    error_from_worker,
 )
 from brinery_platform.forwarder.outcomes import Again, Settled, bounded, failed
 from brinery_platform.forwarder.payloads import Patient, store_result
@@ -21,9 +16,6 @@ from brinery_platform.forwarder.retries import matching_entry
 from brinery_platform.forwarder.worker_calls import MAX_ERROR_BYTES, Reply
 from brinery_platform.objects import Objects
 from brinery_platform.transitions import Claim
-
-SAID_BYTES: Final = 1000
-"""Of an image's own words about an error."""
 
 
 def read_answer(claim: Claim, reply: Reply, objects: Objects, patient: Patient) -> Settled | Again:
@@ -47,23 +39,10 @@ def read_answer(claim: Claim, reply: Reply, objects: Objects, patient: Patient) 
         raise WorkerBusyError
     if reply.status == HTTPStatus.BAD_GATEWAY:
         raise WorkerError(f"The worker answered with status {reply.status}; see its logs.")
-    try:
-        decoded = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        decoded = None
-    error = bounded(_error(decoded, body, reply.status))
+    error = bounded(error_from_worker(body, status=reply.status))
     if reply.status == HTTPStatus.GATEWAY_TIMEOUT:
         return Again(error=UpstreamTimeoutError(error.message, request_id=claim.request_id))
     entry = matching_entry(claim.task.retry_for, error, reply.status)
     if entry is not None:
         return Again(error=error, reason=f"retry_for {entry}")
     return failed(claim, error)
-
-
-def _error(decoded: Any, body: bytes, status: int) -> BrineryError:
-    """Return the error that a worker tells, or what an image says that knows nothing of ours."""
-    inner = decoded.get("error") if isinstance(decoded, dict) else None
-    if isinstance(inner, dict) and isinstance(inner.get("message"), str):
-        return error_from_json(decoded, status=status)
-    said = body[:SAID_BYTES].decode(errors="replace").strip()
-    return RemoteError(f"The worker answered with status {status}{f': {said}' if said else ''}", http_status=status)

@@ -9,8 +9,8 @@ import time
 import redis
 
 from brinery_platform.condemned import REST_SECONDS, Condemned, Sentence
+from brinery_platform.fates import Fate, fate_from_end
 from brinery_platform.forwarder.attempt import Attempt, NotSentError
-from brinery_platform.forwarder.blame import Fate
 from brinery_platform.routes import WorkerRoute
 
 
@@ -74,8 +74,4 @@ class ImageCalls:
         end = None
         with contextlib.suppress(redis.RedisError):
             end = self._condemned.end_of(worker.id)
-        if end is None:
-            return Fate(fate="unknown")
-        if end.request_id and end.request_id != request_id:
-            return Fate(fate="neighbour", reason=end.reason)
-        return Fate(fate="crashed", reason=end.reason, others=None)
+        return fate_from_end(end, request_id)

@@ -15,12 +15,11 @@ from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
 from urllib.parse import quote, urlsplit
 
-import orjson
 import redis
 
 from brinery.errors import PayloadTooLargeError, UpstreamTimeoutError
+from brinery_platform.fates import FATE_LOOK_SECONDS, FATE_SECONDS, Fate, fate_from_supervisor
 from brinery_platform.forwarder.attempt import Attempt, BrokenError, NotSentError
-from brinery_platform.forwarder.blame import Fate
 from brinery_platform.forwarder.image_calls import ImageCalls
 from brinery_platform.routes import WorkerRoute
 
@@ -30,9 +29,6 @@ MAX_RESULT_BYTES: Final = 256 * 1024 * 1024
 MAX_ERROR_BYTES: Final = 1024 * 1024
 IDLE_CONNECTIONS: Final = 64
 CHUNK_BYTES: Final = 256 * 1024
-FATE_SECONDS: Final = 1.0
-"""How long a supervisor may take to notice that its process has ended."""
-FATE_LOOK_SECONDS: Final = 0.05
 
 
 class Readable(Protocol):
@@ -166,10 +162,7 @@ class WorkerCalls:
             said = _control(worker, "GET", "/fate", request_id)
             if said is None:
                 return Fate(fate="gone")
-            try:
-                fate = Fate(**orjson.loads(said))
-            except (orjson.JSONDecodeError, TypeError):
-                return Fate(fate="unknown")
+            fate = fate_from_supervisor(said)
             if fate.fate != "running" or time.monotonic() >= give_up_at:
                 return fate
             time.sleep(FATE_LOOK_SECONDS)  # the connection ends a moment before the supervisor hears of it

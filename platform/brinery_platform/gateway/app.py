@@ -31,6 +31,7 @@ from brinery_platform.gateway import (
     webhooks,
 )
 from brinery_platform.gateway.auth import KeyTable
+from brinery_platform.gateway.ends import Ends
 from brinery_platform.gateway.front import FrontRoute, Headers, HungUpError
 from brinery_platform.gateway.lanes import Lane
 from brinery_platform.gateway.load import LoadReporter
@@ -157,6 +158,7 @@ class GatewayApp(FastAPI):
             load=load,
             submit=submit,
             stop=Stopping(upstream, services.aredis).stop,
+            ends=Ends(upstream, services.aredis),
         )
         self._submit, self._task = SubmitRoute(gateway, metrics), TaskRoute(gateway)
         self.state.gateway, self.state.metrics = gateway, metrics

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
 import orjson
@@ -19,20 +20,23 @@ from brinery.errors import (
     UnavailableError,
     UpstreamTimeoutError,
     WorkerBusyError,
+    WorkerError,
 )
 from brinery.spec import (
     CONTENT_EVENTS,
     CONTENT_JSON,
+    HEADER_ANSWERED_BY,
     HEADER_REQUEST_ID,
     HEADER_TIMEOUT_SECONDS,
     Task,
 )
 from brinery_platform.gateway.auth import Caller, KeyTable
+from brinery_platform.gateway.ends import Ends
 from brinery_platform.gateway.front import FrontRequest, FrontRoute, Headers, HungUpError
 from brinery_platform.gateway.lanes import Lane, Worker
 from brinery_platform.gateway.load import LoadReporter
 from brinery_platform.gateway.metrics import Metrics
-from brinery_platform.gateway.proxy import NotSentError, Reply, Upstream
+from brinery_platform.gateway.proxy import LostError, NotSentError, Reply, Upstream
 from brinery_platform.gateway.replies import Answer
 from brinery_platform.gateway.routing import RoutingTable, why_hopeless
 from brinery_platform.gateway.schemas import check_arguments
@@ -55,6 +59,8 @@ IMAGE_BUSY_SECONDS: Final = 0.1
 _END: Final = b"\n\nevent: done\ndata: {}\n\n"
 """What a worker of ours ends its events with, and an image does not; an event before it may lack its empty line."""
 _REST_SECONDS: Final = {WorkerBusyError.wire_type(): BUSY_SECONDS, UnavailableError.wire_type(): LOADING_SECONDS}
+_FROM_WORKER: Final = {HEADER_ANSWERED_BY: "worker"}
+"""Goes onto a worker's own errors: an image's have any shape, and would be taken for those of a proxy."""
 _NOT_TAKEN_STATUSES: Final = frozenset({WorkerBusyError.status, UnavailableError.status})
 
 Submit = Callable[[Lane, Headers, bytes], Awaitable[Task]]
@@ -91,6 +97,7 @@ class Predict(FrontRoute):
         load: Told when somebody waits and no worker is ready.
         submit: Takes a request that prefers to be answered later.
         stop: Stops a call that nobody waits for any more.
+        ends: Says why a worker ended a call's connection.
     """
 
     def __init__(
@@ -103,6 +110,7 @@ class Predict(FrontRoute):
         load: LoadReporter,
         submit: Submit,
         stop: Stop,
+        ends: Ends,
     ) -> None:
         super().__init__(keys)
         self._table = table
@@ -111,6 +119,7 @@ class Predict(FrontRoute):
         self._load = load
         self._submit = submit
         self._stop_call = stop
+        self._ends = ends
         self._held_bytes = 0
         self._background: set[asyncio.Task[None]] = set()
 
@@ -224,6 +233,8 @@ class Predict(FrontRoute):
             call.lane.pause(worker, REFUSED_SECONDS)
             call.sent = False
             return False
+        except LostError as lost:
+            raise await self._ends.explain(worker, call.request_id, lost) from None
         try:
             whole = await reply.whole()
             if reply.status in _NOT_TAKEN_STATUSES and (rest := _rest_seconds(worker, whole)):
@@ -234,6 +245,10 @@ class Predict(FrontRoute):
                 await _pass_events_on(reply, whole, answer)
             else:
                 await _pass_on(reply, whole, answer)
+        except LostError as lost:
+            if answer.started and not answer.events:
+                raise WorkerError(lost.message, cause=lost.cause) from None  # what was begun is only cut off
+            raise await self._ends.explain(worker, call.request_id, lost) from None
         finally:
             reply.close()
         return True
@@ -252,18 +267,19 @@ class Predict(FrontRoute):
 
 
 async def _pass_on(reply: Reply, whole: bytes | None, answer: Answer) -> None:
+    extra = _FROM_WORKER if reply.status >= HTTPStatus.BAD_REQUEST else None
     if whole is not None:
-        await answer.start(reply.status, reply.content_type, len(whole))
+        await answer.start(reply.status, reply.content_type, len(whole), extra)
         await answer.end(whole)
         return
     if reply.content_type == CONTENT_EVENTS:
-        await answer.start(reply.status, reply.content_type, None)  # the client sees at once that it is served
+        await answer.start(reply.status, reply.content_type, None, extra)  # the client sees at once that it is served
     async for piece in reply.pieces():
         if not answer.started:
-            await answer.start(reply.status, reply.content_type, reply.size)
+            await answer.start(reply.status, reply.content_type, reply.size, extra)
         await answer.piece(piece)
     if not answer.started:
-        await answer.start(reply.status, reply.content_type, 0)
+        await answer.start(reply.status, reply.content_type, 0, extra)
     await answer.end()
 
 

@@ -36,6 +36,23 @@ class NotSentError(Exception):
     """The worker took no connection, so the request cannot have run."""
 
 
+class LostError(Exception):
+    """The connection broke after the request was sent; what became of the call is for others to say.
+
+    Args:
+        cause: What was seen of it.
+    """
+
+    message: Final = (
+        "The connection to the worker broke before its reply was complete; the call may have run. "
+        "`brinery logs` shows what the worker said."
+    )
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
 @lru_cache(maxsize=256)
 def safe_content_type(given: str) -> str:
     """Return the content type under which a worker's bytes may leave this origin: never one that a browser runs."""
@@ -67,7 +84,7 @@ class Reply:
         """Return all bytes, or None if the reply is so large that `pieces` must pass it on.
 
         Raises:
-            WorkerError: The connection broke.
+            LostError: The connection broke.
         """
         size = self.size
         if size is None or size > WHOLE_BYTES:
@@ -75,13 +92,14 @@ class Reply:
         try:
             return await self._connection.rest()
         except BrokenError as error:
-            raise _broken(error) from None
+            raise LostError(str(error)) from None
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the bytes as they come.
 
         Raises:
-            WorkerError: The connection broke, or more than `MAX_REPLY_BYTES` came.
+            LostError: The connection broke.
+            WorkerError: More than `MAX_REPLY_BYTES` came.
         """
         total = 0
         try:
@@ -91,7 +109,7 @@ class Reply:
                     raise too_large()
                 yield piece
         except BrokenError as error:
-            raise _broken(error) from None
+            raise LostError(str(error)) from None
 
     def close(self) -> None:
         """Give the connection back, or drop it where the reply was not read to its end."""
@@ -119,9 +137,33 @@ class Upstream:
 
         Raises:
             NotSentError: No connection; another worker may be asked.
-            WorkerError: The connection broke after sending, or the reply is not one that is passed on.
+            LostError: The connection broke after sending.
+            WorkerError: The reply is not one that is passed on.
         """
-        head = _head(origin, path, body, headers)
+        return await self._send(origin, _head("POST", origin, path, body, headers), body)
+
+    async def get(self, origin: str, path: str) -> bytes:
+        """Return what a worker's supervisor tells.
+
+        Args:
+            origin: ``http://host:port`` of its control port.
+            path: With its query.
+
+        Raises:
+            NotSentError: No connection.
+            LostError: The connection broke.
+            WorkerError: The reply is too large, or of an odd status.
+        """
+        reply = await self._send(origin, _head("GET", origin, path, b"", {}), b"")
+        try:
+            whole = await reply.whole()
+        finally:
+            reply.close()
+        if whole is None:
+            raise too_large()
+        return whole
+
+    async def _send(self, origin: str, head: bytes, body: bytes) -> Reply:
         try:
             connection = await self._connections.open(origin)
         except OSError as error:  # TimeoutError is one
@@ -131,7 +173,7 @@ class Upstream:
             _refuse_strange(connection)
         except BrokenError as error:
             connection.drop()
-            raise _broken(error) from None
+            raise LostError(str(error)) from None
         except BaseException:
             connection.drop()
             raise
@@ -143,7 +185,7 @@ class Upstream:
             async with asyncio.timeout(CANCEL_SECONDS):
                 reply = await self.post(origin, f"/cancel?request_id={quote(request_id, safe='')}", b"", {})
                 reply.close()
-        except (NotSentError, WorkerError, TimeoutError) as error:
+        except (NotSentError, LostError, WorkerError, TimeoutError) as error:
             logger.info("cancel_not_delivered", request_id=request_id, error=str(error))
 
 
@@ -155,23 +197,15 @@ def _refuse_strange(connection: Connection) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _request_line(origin: str, path: str) -> str:
-    return f"POST {path} HTTP/1.1\r\nHost: {urlsplit(origin).netloc}\r\nContent-Length: "
+def _request_line(method: str, origin: str, path: str) -> str:
+    return f"{method} {path} HTTP/1.1\r\nHost: {urlsplit(origin).netloc}\r\nContent-Length: "
 
 
-def _head(origin: str, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+def _head(method: str, origin: str, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
     lines = "".join([f"\r\n{name}: {value}" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
         raise InvalidRequestError("A header holds a line break; send it without.")
-    return f"{_request_line(origin, path)}{len(body)}{lines}\r\n\r\n".encode("latin-1")
-
-
-def _broken(error: BrokenError) -> WorkerError:
-    return WorkerError(
-        "The connection to the worker broke before its reply was complete; the call may have run. "
-        "`brinery logs` shows what the worker said.",
-        cause=str(error),
-    )
+    return f"{_request_line(method, origin, path)}{len(body)}{lines}\r\n\r\n".encode("latin-1")
 
 
 def too_large() -> WorkerError:

@@ -66,8 +66,8 @@ def worker() -> Iterator[Callable[..., StubWorker]]:
     """Start stub workers."""
     made: list[StubWorker] = []
 
-    def make(worker_id: str = "wrk_1", answer: object = None) -> StubWorker:
-        made.append(StubWorker(worker_id, answer))
+    def make(worker_id: str = "wrk_1", answer: object = None, *, supervised: bool = True) -> StubWorker:
+        made.append(StubWorker(worker_id, answer, supervised=supervised))
         return made[-1]
 
     yield make

@@ -43,10 +43,20 @@ class StubWorker:
         worker_id: ``wrk_…``.
         answer: Makes the reply to a predict or stream request; by default it echoes the body. It may write to the
             connection by itself and return what is left; None in its place closes the connection.
+        supervised: Whether it has a supervisor, which answers on the same port; an image has none.
     """
 
-    def __init__(self, worker_id: str = "wrk_1", answer: Callable[..., Awaitable[bytes | None]] | None = None) -> None:
+    def __init__(
+        self,
+        worker_id: str = "wrk_1",
+        answer: Callable[..., Awaitable[bytes | None]] | None = None,
+        *,
+        supervised: bool = True,
+    ) -> None:
         self.worker_id = worker_id
+        self.supervised = supervised
+        self.fate: object = {"fate": "unknown", "reason": "", "others": 0}
+        self.fates_asked: list[str] = []
         self.answer = answer or self._echo
         self.seen: list[Seen] = []
         self.cancelled: list[str] = []
@@ -64,7 +74,11 @@ class StubWorker:
     @property
     def route(self) -> WorkerRoute:
         url = f"http://127.0.0.1:{self.port}"
-        return WorkerRoute(id=self.worker_id, url=url, control_url=url)
+        return WorkerRoute(id=self.worker_id, url=url, control_url=url if self.supervised else "")
+
+    def leave(self) -> None:
+        """Be gone, from within an answer."""
+        self._stop.set()
 
     def close(self) -> None:
         if self._thread.is_alive():
@@ -112,6 +126,10 @@ class StubWorker:
         if target.startswith("/cancel"):
             self.cancelled.append(target.partition("request_id=")[2])
             writer.write(reply(b'{"cancelled": true, "how": "exception"}'))
+            return True
+        if target.startswith("/fate"):
+            self.fates_asked.append(target.partition("request_id=")[2])
+            writer.write(reply(json.dumps(self.fate).encode()))
             return True
         self.seen.append(seen)
         self.running += 1

@@ -4,7 +4,8 @@ import pytest
 
 from brinery.checks import check_retry_for
 from brinery.errors import InvalidRequestError, RemoteError, WorkerError
-from brinery_platform.forwarder.blame import NEIGHBOUR_DELAY_SECONDS, Fate, judge
+from brinery_platform.fates import Fate
+from brinery_platform.forwarder.blame import NEIGHBOUR_DELAY_SECONDS, judge
 from brinery_platform.forwarder.retries import matching_entry
 
 TIMEOUT = RemoteError(

@@ -16,7 +16,8 @@ from brinery_platform.controller.ready_route import ask_image
 from brinery_platform.controller.starting import worker_route
 from brinery_platform.controller.worker import Worker
 from brinery_platform.environments import Environments, environment_key
-from brinery_platform.forwarder.blame import Fate, judge
+from brinery_platform.fates import Fate
+from brinery_platform.forwarder.blame import judge
 from brinery_platform.images.references import References
 from brinery_platform.runtimes.base import Running
 from brinery_platform.runtimes.docker.users import NOBODY, file_text, user_of

@@ -1,5 +1,6 @@
 """The connections that threads use: kept, renewed, over TLS, by a proxy, and never with a key in an error's text."""
 
+import json
 import re
 import shutil
 import socket
@@ -10,7 +11,7 @@ import threading
 import pytest
 
 from brinery.client import Client
-from brinery.errors import BrineryError, InvalidRequestError, UnavailableError
+from brinery.errors import MAX_WORDS_BYTES, BrineryError, InvalidRequestError, RemoteError, UnavailableError
 from brinery.routes import Request
 from brinery.transport import tls
 
@@ -124,6 +125,46 @@ def test_an_answer_that_comes_before_the_body_was_read_counts(serve, client_of):
 def test_an_answer_that_breaks_off_is_a_lost_connection(serve, client_of):
     server = serve([b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}"])
     with pytest.raises(UnavailableError, match=r"was lost .*may or may not have happened"):
+        client_of(f"http://127.0.0.1:{server.port}").info()
+
+
+def answered(status, body, *headers):
+    lines = "".join(f"{line}\r\n" for line in (f"HTTP/1.1 {status} X", *headers, f"Content-Length: {len(body)}"))
+    return f"{lines}\r\n".encode() + body
+
+
+@pytest.mark.parametrize("status", [404, 422, 500, 502, 504])
+def test_an_error_in_an_image_s_own_words_is_passed_on(serve, client_of, status):
+    answer = answered(status, b'{"detail": "no such voice"}', "X-Brinery-Answered-By: worker")
+    client = client_of(f"http://127.0.0.1:{serve([answer, answer]).port}")
+    for _ in range(2):
+        with pytest.raises(RemoteError) as caught:
+            client.send(Request(method="POST", path="/v1/x"))
+        assert str(caught.value) == f'The worker answered with status {status}: {{"detail": "no such voice"}}'
+        assert caught.value.context == {"http_status": status}
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [(b"", ""), (b"\xff\x00no", ": \ufffd\x00no"), (b"[" * 100_000, ": " + "[" * MAX_WORDS_BYTES)],
+)
+def test_whatever_an_image_says_is_an_error_of_bounded_length(serve, client_of, said, told):
+    server = serve([answered(500, said, "X-Brinery-Answered-By: worker")])
+    with pytest.raises(RemoteError) as caught:
+        client_of(f"http://127.0.0.1:{server.port}").send(Request(method="POST", path="/v1/x"))
+    assert str(caught.value) == f"The worker answered with status 500{told}"
+
+
+def test_an_error_of_ours_that_a_worker_answered_keeps_its_class(serve, client_of):
+    body = json.dumps(InvalidRequestError("x is missing").to_json()).encode()
+    server = serve([answered(422, body, "X-Brinery-Answered-By: worker")])
+    with pytest.raises(InvalidRequestError, match="^x is missing$"):
+        client_of(f"http://127.0.0.1:{server.port}").send(Request(method="POST", path="/v1/x"))
+
+
+def test_a_proxy_that_answers_for_the_gateway_is_not_taken_for_a_worker(serve, client_of):
+    server = serve([answered(502, b"<html>Bad Gateway</html>")])
+    with pytest.raises(UnavailableError, match="gateway is away"):
         client_of(f"http://127.0.0.1:{server.port}").info()
 
 
