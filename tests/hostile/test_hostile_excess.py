@@ -28,6 +28,7 @@ def test_memory_ends_at_the_limit_and_the_endpoint_says_so(arena):
     got = arena.control("fill_memory(1024)")
     stopped = arena.attempt("fill_memory(1024)")
     said = f"out of memory at {MEMORY_MIB} MiB"
+    assert said in stopped
     wait_until(lambda: said in arena.said("hostile"), what="the endpoint to say why")
     ROWS.append(Row("hold 1 GiB of memory", got, stopped, f"killed: {said}"))
 

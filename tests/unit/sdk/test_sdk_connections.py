@@ -158,7 +158,7 @@ def test_whatever_an_image_says_is_an_error_of_bounded_length(serve, client_of, 
 def test_an_error_of_ours_that_a_worker_answered_keeps_its_class(serve, client_of):
     body = json.dumps(InvalidRequestError("x is missing").to_json()).encode()
     server = serve([answered(422, body, "X-Brinery-Answered-By: worker")])
-    with pytest.raises(InvalidRequestError, match="^x is missing$"):
+    with pytest.raises(InvalidRequestError, match=r"^x is missing$"):
         client_of(f"http://127.0.0.1:{server.port}").send(Request(method="POST", path="/v1/x"))
 
 
