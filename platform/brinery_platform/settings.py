@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     host_volumes: str = Field(
         "", description="Folders of the host, comma-separated, below which images may have theirs as volumes."
     )
+    image_registries: str = Field(
+        "", description="Registries, comma-separated, that users' images may be fetched from; empty: any."
+    )
     webhook_networks: str = Field(
         "", description="Networks that webhooks may reach although they are not public, such as 10.1.0.0/16,fd00::/8."
     )
@@ -102,6 +105,11 @@ class Settings(BaseSettings):
     def host_folders(self) -> tuple[str, ...]:
         """The folders of the host that `host_volumes` names."""
         return tuple(part.strip() for part in self.host_volumes.split(",") if part.strip())
+
+    @cached_property
+    def registries(self) -> tuple[str, ...]:
+        """The registries that `image_registries` names, perhaps with the start of a path; empty: any."""
+        return tuple(part.strip().strip("/").lower() for part in self.image_registries.split(",") if part.strip())
 
     @cached_property
     def webhooks_allowed(self) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -181,6 +189,7 @@ def platform_environment(settings: Settings) -> dict[str, str]:
         "BRINERY_BASE_IMAGE": settings.base_image,
         "BRINERY_TRUST_ALL_OWNERS": str(settings.trust_all_owners).lower(),
         "BRINERY_HOST_VOLUMES": settings.host_volumes,
+        "BRINERY_IMAGE_REGISTRIES": settings.image_registries,
         "BRINERY_WEBHOOK_NETWORKS": settings.webhook_networks,
         "BRINERY_PLATFORM_IMAGE": settings.platform_image,
         "BRINERY_EGRESS_NETWORKS": settings.egress_networks,

@@ -44,6 +44,7 @@ def open_environments(
         engine=engine,
         bases=Bases(engine, mark, settings.base_image),
         workshop=Workshop(engine, mark, network, index_environment),
+        references=References(engine, mark, settings.registries),
     )
 
 
@@ -66,13 +67,14 @@ class ImageEnvironments(Environments):
         engine: Engine,
         bases: Bases,
         workshop: Workshop,
+        references: References,
     ) -> None:
         super().__init__(home, index_environment)
         self._engine = engine
         self._bases = bases
         self._workshop = workshop
         self._mark = detached.home_mark(home)
-        self._references = References(engine, self._mark)
+        self._references = references
 
     def close(self) -> None:
         """Close the connections to the engine."""

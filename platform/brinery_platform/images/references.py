@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any, Final
 
 from brinery.errors import DeploymentError
@@ -14,6 +14,7 @@ from brinery_platform.uv_tool import Emit
 
 KEPT: Final = "brinery/image"
 """Repository of the names that keep users' images: without a name, ``docker image prune`` would remove them."""
+DOCKER_HUB: Final = "docker.io"
 _ID: Final = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _PRIVATE: Final = frozenset({"bundle", "environment"})
 _OURS: Final = re.compile(r"((index\.)?docker\.io/)?brinery/(base|env|bundle|image)([:@].*)?", re.IGNORECASE)
@@ -26,11 +27,13 @@ class References:
     Args:
         engine: The engine.
         mark: See `labels.HOME`.
+        registries: Where images may be fetched from; see `Settings.registries`.
     """
 
-    def __init__(self, engine: Engine, mark: str) -> None:
+    def __init__(self, engine: Engine, mark: str, registries: Sequence[str] = ()) -> None:
         self._engine = engine
         self._mark = mark
+        self._registries = registries
 
     def find(self, reference: str, lock: str | None, emit: Emit) -> BuiltEnvironment:
         """Return what a name means now, fetched where the engine does not have it.
@@ -89,6 +92,12 @@ class References:
             raise DeploymentError(f"There is no image {wanted} in this platform's Docker engine; deploy one that is.")
         if _OURS.fullmatch(wanted):
             raise DeploymentError(f"The image {wanted} is not there, and images of this name are fetched from nowhere.")
+        whole = _in_full(wanted)
+        if self._registries and not any(f"{whole}/".startswith(f"{one}/") for one in self._registries):
+            raise DeploymentError(
+                f"The image {wanted} is not in this platform's Docker engine, and images are fetched from "
+                f"{', '.join(self._registries)} only (BRINERY_IMAGE_REGISTRIES)."
+            )
         emit(f"Fetching {wanted}")
         try:
             self._engine.pull(wanted, emit)
@@ -104,6 +113,20 @@ class References:
 
     def _tag(self, image_id: str) -> str:
         return f"{self._mark}-{image_id[:32]}"
+
+
+def _in_full(reference: str) -> str:
+    """Return a name with its registry in front, without tag and digest, as Docker reads it.
+
+    What stands before the first slash is a registry if it can be no part of a path there: with a dot, a port or a
+    capital letter, or ``localhost``.
+    """
+    path = re.sub(r":[^:/]*$", "", reference.partition("@")[0])
+    first, slash, rest = path.partition("/")
+    if not slash or not (re.search(r"[.:A-Z]", first) or first == "localhost"):
+        first, rest = DOCKER_HUB, path
+    registry = DOCKER_HUB if first.lower() == f"index.{DOCKER_HUB}" else first.lower()
+    return f"{registry}/library/{rest}" if registry == DOCKER_HUB and "/" not in rest else f"{registry}/{rest}"
 
 
 def _again(facts: Facts, reference: str) -> str:

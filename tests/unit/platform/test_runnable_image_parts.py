@@ -18,7 +18,7 @@ from brinery_platform.controller.worker import Worker
 from brinery_platform.environments import Environments, environment_key
 from brinery_platform.fates import Fate
 from brinery_platform.forwarder.blame import judge
-from brinery_platform.images.references import References
+from brinery_platform.images.references import DOCKER_HUB, References
 from brinery_platform.runtimes.base import Running
 from brinery_platform.runtimes.docker.users import NOBODY, file_text, user_of
 
@@ -199,6 +199,46 @@ def test_the_fault_of_an_images_end_is_nobodys_where_others_ran_there_too():
     crashed = Fate(fate="crashed", reason="exit code 7", others=None)
     assert judge(crashed, DeploymentError("broke"), alone=False, company=2).charge == "spared"
     assert judge(crashed, DeploymentError("broke"), alone=False, company=0).charge == "full"
+
+
+@pytest.mark.parametrize(
+    ("name", "fetched"),
+    [
+        ("python", True),
+        ("python:3.11-slim", True),
+        ("library/python@sha256:1", True),
+        ("docker.io/library/python:3", True),
+        ("docker.io/python:3", True),
+        (f"index.{DOCKER_HUB}/library/python:3", True),
+        ("registry.example.com:5000/team/voice:1", True),
+        ("Registry.Example.com:5000/team/a/b", True),
+        ("somebody/python", False),
+        ("docker.io/library.evil/python", False),
+        ("registry.example.com:5000/teams/voice", False),
+        ("registry.example.com/team/voice", False),
+        ("registry.example.com.evil/team/voice", False),
+        ("docker.io.evil.com/library/python", False),
+        ("LOCAL/library/python", False),
+        ("localhost/library/python", False),
+        ("169.254.169.254/library/python", False),
+        ("evil:5000/python", False),
+    ],
+)
+def test_images_are_fetched_from_the_registries_that_are_allowed(name, fetched):
+    pulled = []
+    engine = SimpleNamespace(image=lambda _name: None, pull=lambda name, _emit: pulled.append(name))
+    references = References(engine, "mark", ("docker.io/library", "registry.example.com:5000/team"))
+    with pytest.raises(DeploymentError) as caught:  # for there is no such image, or for it is not allowed
+        references.find(name, None, lambda _line: None)
+    assert ("BRINERY_IMAGE_REGISTRIES" not in caught.value.message, bool(pulled)) == (fetched, fetched)
+
+
+def test_an_image_that_is_here_needs_no_registry():
+    facts = {"Id": "sha256:" + "a" * 64, "Config": {"Labels": {}}}
+    engine = SimpleNamespace(image=lambda _name: facts, ask=lambda _do: None)
+    said = []
+    References(engine, "mark", ("docker.io",)).find("evil.example/x:1", None, said.append)
+    assert said == [f"Image evil.example/x:1 is {'a' * 12}"]
 
 
 @pytest.mark.parametrize(
