@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,15 @@ def test_calls_tasks_and_logs_work_as_with_functions(box):
     assert box.run(script) == [{"x": 2}, {"x": 3}, [4, 5]]
     with box.http() as http:
         assert "asked to echo" in http.get("/v1/endpoints/served/logs").text
+
+
+def test_describe_shows_what_is_run(box):
+    image = box.json("describe", "served")["image"]
+    assert (image["reference"], image["predict_route"], image["stream_route"]) == (box.image, "/answer", "/events")
+    assert image["resolved"].startswith("sha256:")
+    shown = box.brinery("describe", "served").stdout
+    assert re.search(rf"image resolved +{image['resolved']}", shown)
+    assert "image command" not in shown, "the image's own"
 
 
 def test_streams_go_to_the_stream_route(box):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import structlog
@@ -57,9 +58,9 @@ def list_endpoints(caller: AnyCaller, gateway: Parts) -> Response:
 
 @router.get("/v1/endpoints/{name}")
 def get_endpoint(name: str, caller: AnyCaller, gateway: Parts) -> Response:
-    """Return one endpoint."""
+    """Return one endpoint; ``image`` is what it runs where it is one, ``resolved`` what that name meant then."""
     endpoint, version = _wanted(name, caller.owner, gateway)
-    return JsonResponse(_shown(endpoint, version, gateway))
+    return JsonResponse({**_shown(endpoint, version, gateway), "image": _image(version, gateway)})
 
 
 @router.delete("/v1/endpoints/{name}", status_code=202)
@@ -120,6 +121,14 @@ def _deploy_again(old: Version, owner: str, gateway: Gateway, *, again: bool) ->
 def _wanted(name: str, owner: str, gateway: Gateway) -> tuple[Endpoint, Version]:
     endpoint = gateway.services.store.endpoint(owner, name)
     return endpoint, gateway.services.store.version(endpoint.id, endpoint.wanted_version)
+
+
+def _image(version: Version, gateway: Gateway) -> dict[str, Any] | None:
+    image = manifest_of(gateway.services.store.bundle(version.bundle_id)).image
+    if image is None:
+        return None
+    environment = gateway.services.store.environment(version.environment_key)
+    return {**asdict(image), "resolved": environment.lock if environment else None}
 
 
 def _wake_controller(gateway: Gateway, endpoint_id: str) -> None:

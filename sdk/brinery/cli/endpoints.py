@@ -129,6 +129,8 @@ def describe(name: Name, as_json: AsJson = False) -> None:
     workers = [f"{worker['id']} {show.usage_text(worker, endpoint['spec'])}".strip() for worker in endpoint["workers"]]
     rows += [("workers" if not place else "", line) for place, line in enumerate(workers or ["none"])]
     rows += [(field, value) for field, value in endpoint["spec"].items() if field != "name"]
+    image = endpoint.get("image") or {}
+    rows += [(f"image {field}", value) for field, value in image.items() if value not in (None, "", [])]
     show.table(("", ""), rows)
     typer.echo()
     columns = ("VERSION", "STATUS", "CREATED", "REASON")
