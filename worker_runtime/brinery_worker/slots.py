@@ -8,6 +8,7 @@ and an exception on its way when user code ends is waited for and taken back.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import math
@@ -25,6 +26,12 @@ T = TypeVar("T")
 
 ADMISSION_WAIT_SECONDS: Final = 0.02
 """How long a request may wait for a slot: enough to bridge the hop to the caller's next request, too short to queue."""
+
+SENDING_SECONDS: Final = 0.2
+"""How long a stopped request may take to send its item; well below the second after which its process is killed."""
+
+_cutting = threading.Lock()
+"""Held while a connection is cut, or let go by its request."""
 
 _raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _raise_in_thread.argtypes = (ctypes.c_ulong, ctypes.py_object)
@@ -114,18 +121,35 @@ class Running:
             elif self._interruptible:
                 _raise_in_thread(self._thread_id, ctypes.py_object(RequestStopped))
             elif self.connection is not None:
-                # It sends to a client that does not read: no exception can reach it there, a closed socket does.
-                self.connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # that connection is closed already
+                self._cut_soon()
         finally:
             self._settled = True
+
+    def leave(self) -> None:
+        """Let the connection go; it may carry another request now."""
+        if self.connection is not None:
+            with _cutting:
+                self.connection = None
 
     def error(self) -> BrineryError:
         """Return the error for the caller of a stopped request."""
         if self._stop_reason == "timeout":
             return UpstreamTimeoutError("The function ran longer than the request's timeout; it was stopped.")
         return TaskCancelledError("The request was cancelled while it ran.")
+
+    def _cut_soon(self) -> None:
+        """End the sending of an item: the next step sees the stop, and a client that does not read loses its socket."""
+        timer = threading.Timer(SENDING_SECONDS, self._cut)
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError:  # user code has every thread that there may be
+            self._cut()
+
+    def _cut(self) -> None:
+        with _cutting, contextlib.suppress(OSError):  # it may be closed already
+            if self.connection is not None:
+                self.connection.shutdown(socket.SHUT_RDWR)
 
     def _absorb(self) -> None:
         try:
@@ -187,6 +211,7 @@ class Slots:
 
     def leave(self, running: Running) -> None:
         """Give the slot back; the request's user code has ended."""
+        running.leave()
         self._board.leave(running.index)
         self._running[running.index] = None
         self._free.put(running.index)

@@ -9,7 +9,7 @@ import pytest
 
 from brinery.errors import TaskCancelledError, UpstreamTimeoutError, WorkerBusyError
 from brinery_worker.board import Board
-from brinery_worker.slots import RequestStopped, Running, Slots
+from brinery_worker.slots import SENDING_SECONDS, RequestStopped, Running, Slots
 
 
 @pytest.fixture
@@ -135,13 +135,35 @@ def test_a_stop_before_a_step_begins_keeps_it_from_beginning():
         running.run(lambda: pytest.fail("ran"))
 
 
-def test_a_stop_between_two_steps_closes_the_connection():
+def test_a_stop_between_two_steps_leaves_the_connection_to_the_next_step():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         running = Running(0, 1)
         running.connection = ours
         running.run(lambda: None)
         running.stop("cancelled")
+        with pytest.raises(RequestStopped):
+            running.run(lambda: pytest.fail("ran"))
+        running.leave()
+        time.sleep(2 * SENDING_SECONDS)
+        ours.sendall(b"x")
+        assert theirs.recv(1) == b"x", "another request may use it"
+
+
+@pytest.mark.parametrize("threads_left", [True, False])
+def test_a_stop_of_what_does_not_come_to_its_next_step_closes_the_connection(monkeypatch, threads_left):
+    def refuse(_timer):
+        raise RuntimeError("can't start new thread")
+
+    if not threads_left:
+        monkeypatch.setattr(threading.Timer, "start", refuse)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        running = Running(0, 1)
+        running.connection = ours
+        running.run(lambda: None)
+        running.stop("cancelled")
+        theirs.settimeout(10)
         assert theirs.recv(1) == b""
 
 
