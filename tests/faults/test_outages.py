@@ -14,7 +14,8 @@ from servers import S3_KEYS, ValkeyProcess, rclone_s3
 
 BEFORE = 60
 OUTAGE_SECONDS = 10.0
-"""Of each way in which the object store can be away."""
+"""Of most ways in which the object store can be away."""
+REFUSING_SECONDS = 30.0
 STEP_SECONDS = 3.0
 """For how long a clock is wrong."""
 
@@ -82,14 +83,14 @@ def test_s3_answers_500_is_slow_and_refuses(own, tmp_path):
         keys = {"BRINERY_OBJECTS_URL": "s3://bucket/brinery", "AWS_ENDPOINT_URL": faults.url, **S3_KEYS}
         stack = own(**keys)
         load = started(stack)
-        for mode in ("failing", "slow", "refusing"):
+        for mode, seconds in (("failing", OUTAGE_SECONDS), ("slow", OUTAGE_SECONDS), ("refusing", REFUSING_SECONDS)):
             faults.be(mode)
-            time.sleep(OUTAGE_SECONDS)
+            time.sleep(seconds)
         faults.be("whole")
         at = time.time()
         load.join()
         assert faults.requests
-        ledger = settle(load, "S3 answered 500, was slow, refused (10 s each)", at)
+        ledger = settle(load, "S3 answered 500 and was slow (10 s each), refused (30 s)", at)
         assert_nothing_lost(ledger, twice_allowed=False)
         stack.kill_everything()
 
