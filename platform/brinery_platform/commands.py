@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from brinery.errors import BrineryError, UnavailableError
+from brinery.errors import AuthenticationError, BrineryError, UnavailableError, UpstreamTimeoutError
 from brinery_platform import images_cli, volumes_cli
 from brinery_platform.cli_options import Home
 
 if TYPE_CHECKING:
     from brinery_platform.runtimes.base import Running
     from brinery_platform.settings import Settings
-    from brinery_platform.up_record import UpRecord
 
 DETACHED_READY_SECONDS: Final = 120.0
 DOWN_SECONDS: Final = 120.0
@@ -130,11 +129,11 @@ def status(
         runtime = answering_runtime(connect(settings), lambda line: typer.echo(line, err=True))
         found = runtime.list()
         runtime.close()
-    endpoints = _endpoints(settings.home) if record is not None else []
+    url, endpoints = (record.url, _endpoints(settings.home)) if record is not None else _elsewhere(home)
     if as_json:
         data: dict[str, Any] = {
-            "running": record is not None,
-            "url": record.url if record else None,
+            "running": url is not None,
+            "url": url,
             "pid": record.pid if record else None,
             "runtime": settings.runtime if record else None,
             "processes": [
@@ -145,23 +144,25 @@ def status(
         }
         typer.echo(json.dumps(data, indent=2))
     else:
-        _print_status(record, settings.runtime, found, endpoints)
-    if record is None:
+        if record is not None:
+            typer.echo(_describe(record.pid, record.url, record.started_at))
+            typer.echo(f"Workers run as {'containers' if settings.runtime == 'docker' else 'processes'}.")
+        elif url is not None:
+            typer.echo(f"`brinery up` runs nothing here; the platform at {url} answers.")
+        else:
+            typer.echo("Brinery is not running; start it with `brinery up`.")
+        _print_tables(found, endpoints)
+    if url is None:
         raise typer.Exit(1)
 
 
-def _print_status(record: UpRecord | None, runtime: str, found: list[Running], endpoints: list[dict[str, Any]]) -> None:
+def _print_tables(found: list[Running], endpoints: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from brinery.cli import show
 
     console = Console()
-    if record is None:
-        console.print("Brinery is not running; start it with `brinery up`.")
-    else:
-        console.print(_describe(record.pid, record.url, record.started_at))
-        console.print(f"Workers run as {'containers' if runtime == 'docker' else 'processes'}.")
     names = {endpoint["id"]: endpoint["name"] for endpoint in endpoints}
     used = {
         worker["id"]: show.usage_text(worker, endpoint["spec"])
@@ -174,6 +175,12 @@ def _print_status(record: UpRecord | None, runtime: str, found: list[Running], e
             endpoint = names.get(item.endpoint_id, item.endpoint_id)
             up_for = _duration(time.time() - item.started_at)
             table.add_row(item.id, item.kind, endpoint, up_for, used.get(item.id, ""))
+        console.print(table)
+    elif used:
+        table = Table("Worker", "Endpoint", "Uses", box=None)
+        for endpoint in endpoints:
+            for worker in endpoint["workers"]:
+                table.add_row(worker["id"], endpoint["name"], used[worker["id"]])
         console.print(table)
     if endpoints:
         table = Table("Endpoint", "Status", "Version", "Workers", "Reason", box=None)
@@ -200,6 +207,30 @@ def _endpoints(home: Path) -> list[dict[str, Any]]:
         return show.with_usage(Client(profile.url, profile.api_key).endpoints)
     except BrineryError:
         return []
+
+
+def _elsewhere(home: Path | None) -> tuple[str | None, list[dict[str, Any]]]:
+    """Return the URL and the endpoints of the platform that this user's commands go to, if it answers.
+
+    Args:
+        home: Whose platform is asked for; with it no other one is meant.
+
+    Raises:
+        BrineryError: It answers with an error.
+    """
+    from brinery.cli import show
+    from brinery.client import default_client
+
+    if home is not None:
+        return None, []
+    try:
+        client = default_client()
+    except AuthenticationError:  # nobody has ever called one from here
+        return None, []
+    try:
+        return client.url, show.with_usage(client.endpoints)
+    except (UnavailableError, UpstreamTimeoutError):
+        return None, []
 
 
 def _detach(home: Path, host: str, port: int) -> None:

@@ -1,5 +1,6 @@
 """The command line: JSON where asked for, one clear line and exit 1 where something is wrong."""
 
+import json
 import re
 import signal
 import socket
@@ -73,6 +74,20 @@ def test_without_a_platform_status_exits_1_and_down_does_no_harm(other):
     assert other.brinery("status", check=False).returncode == 1
     other.brinery("down")
     assert not other.processes()
+
+
+def test_status_shows_the_platform_that_commands_go_to_where_none_was_started(stack, other):
+    elsewhere = {"BRINERY_URL": stack.url, "BRINERY_API_KEY": stack.key()}
+    stack.brinery("call", "add", "a=1")  # so that it has a worker
+    said = other.brinery("status", **elsewhere).stdout
+    assert f"`brinery up` runs nothing here; the platform at {stack.url} answers." in said
+    assert re.search(r"^ ?wrk_\w+ +add +\d+\.\d\d of ", said, re.MULTILINE)
+    assert re.search(r"^ ?add +ready +1 +1", said, re.MULTILINE)
+    found = json.loads(other.brinery("status", "--json", **elsewhere).stdout)
+    assert (found["running"], found["url"], found["pid"]) == (True, stack.url, None)
+    wrong = other.brinery("status", BRINERY_URL=stack.url, BRINERY_API_KEY="brn_wrong", check=False)
+    assert wrong.returncode == 1
+    assert "API key" in one_line(wrong.stderr)
 
 
 def test_without_a_platform_a_call_says_how_to_start_one(other):

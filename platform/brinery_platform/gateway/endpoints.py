@@ -40,12 +40,12 @@ def put_endpoint(name: str, described: JsonObject, caller: AnyCaller, gateway: P
     )
     _wake_controller(gateway, endpoint.id)
     created = version.number == 1
-    return JsonResponse(_shown(endpoint, version, gateway), status_code=201 if created else 200)
+    return JsonResponse(_described(endpoint, version, gateway), status_code=201 if created else 200)
 
 
 @router.get("/v1/endpoints")
 def list_endpoints(caller: AnyCaller, gateway: Parts) -> Response:
-    """List the owner's endpoints by name."""
+    """List the owner's endpoints by name; the image of one is shown where it is asked for alone."""
     store = gateway.services.store
     shown = []
     for endpoint in store.endpoints(caller.owner):
@@ -58,9 +58,9 @@ def list_endpoints(caller: AnyCaller, gateway: Parts) -> Response:
 
 @router.get("/v1/endpoints/{name}")
 def get_endpoint(name: str, caller: AnyCaller, gateway: Parts) -> Response:
-    """Return one endpoint; ``image`` is what it runs where it is one, ``resolved`` what that name meant then."""
+    """Return one endpoint."""
     endpoint, version = _wanted(name, caller.owner, gateway)
-    return JsonResponse({**_shown(endpoint, version, gateway), "image": _image(version, gateway)})
+    return JsonResponse(_described(endpoint, version, gateway))
 
 
 @router.delete("/v1/endpoints/{name}", status_code=202)
@@ -71,7 +71,7 @@ def delete_endpoint(name: str, caller: AnyCaller, gateway: Parts) -> Response:
         gateway.services.store.delete_endpoint(endpoint.id)
     _wake_controller(gateway, endpoint.id)
     endpoint, version = _wanted(name, caller.owner, gateway)
-    return JsonResponse(_shown(endpoint, version, gateway), status_code=202)
+    return JsonResponse(_described(endpoint, version, gateway), status_code=202)
 
 
 @router.get("/v1/endpoints/{name}/versions")
@@ -115,20 +115,12 @@ def _deploy_again(old: Version, owner: str, gateway: Gateway, *, again: bool) ->
         owner, spec_of(old), environment_key=old.environment_key, again=again
     )
     _wake_controller(gateway, endpoint.id)
-    return JsonResponse(_shown(endpoint, version, gateway))
+    return JsonResponse(_described(endpoint, version, gateway))
 
 
 def _wanted(name: str, owner: str, gateway: Gateway) -> tuple[Endpoint, Version]:
     endpoint = gateway.services.store.endpoint(owner, name)
     return endpoint, gateway.services.store.version(endpoint.id, endpoint.wanted_version)
-
-
-def _image(version: Version, gateway: Gateway) -> dict[str, Any] | None:
-    image = manifest_of(gateway.services.store.bundle(version.bundle_id)).image
-    if image is None:
-        return None
-    environment = gateway.services.store.environment(version.environment_key)
-    return {**asdict(image), "resolved": environment.lock if environment else None}
 
 
 def _wake_controller(gateway: Gateway, endpoint_id: str) -> None:
@@ -137,6 +129,17 @@ def _wake_controller(gateway: Gateway, endpoint_id: str) -> None:
         gateway.services.redis.publish(WAKE, endpoint_id)
     except RedisError as error:
         logger.info("controller_not_woken", endpoint_id=endpoint_id, error=str(error))
+
+
+def _described(endpoint: Endpoint, version: Version, gateway: Gateway) -> dict[str, Any]:
+    """Return what is shown of an endpoint alone: its image, too, and what the image's name meant at the deployment."""
+    store = gateway.services.store
+    image = manifest_of(store.bundle(version.bundle_id)).image
+    shown = None
+    if image is not None:
+        environment = store.environment(version.environment_key)
+        shown = {**asdict(image), "resolved": environment.lock if environment else None}
+    return {**_shown(endpoint, version, gateway), "image": shown}
 
 
 def _shown(endpoint: Endpoint, version: Version, gateway: Gateway) -> dict[str, Any]:

