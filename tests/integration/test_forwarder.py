@@ -394,7 +394,8 @@ def test_messages_that_mean_nothing_are_dropped(tasks, stub, redis_client):
 
 @pytest.mark.usefixtures("forwarder")
 def test_a_store_that_is_away_delays_a_large_result_and_loses_nothing(tasks, objects, tmp_path):
-    run(tasks, {"echo": 1})
+    first = run(tasks, {"echo": 1})
+    wait_for(lambda: objects.exists(celery_object(first.id)))  # what comes first makes the folder
     (tmp_path / "objects").rename(tmp_path / "elsewhere")
     (tmp_path / "objects").write_bytes(b"in the way")
     small, large = (tasks.submit(new_task(wanted)).task.id for wanted in ({"echo": 1}, {"size": 1_000_000}))
