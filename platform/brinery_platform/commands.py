@@ -129,7 +129,12 @@ def status(
         runtime = answering_runtime(connect(settings), lambda line: typer.echo(line, err=True))
         found = runtime.list()
         runtime.close()
-    url, endpoints = (record.url, _endpoints(settings.home)) if record is not None else _elsewhere(home)
+    url: str | None = None
+    endpoints: list[dict[str, Any]] = []
+    if record is not None:
+        url, endpoints = record.url, _endpoints(settings.home)
+    elif home is None and not found:  # else what is left of a platform here would be taken for one elsewhere
+        url, endpoints = _elsewhere()
     if as_json:
         data: dict[str, Any] = {
             "running": url is not None,
@@ -209,11 +214,8 @@ def _endpoints(home: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _elsewhere(home: Path | None) -> tuple[str | None, list[dict[str, Any]]]:
+def _elsewhere() -> tuple[str | None, list[dict[str, Any]]]:
     """Return the URL and the endpoints of the platform that this user's commands go to, if it answers.
-
-    Args:
-        home: Whose platform is asked for; with it no other one is meant.
 
     Raises:
         BrineryError: It answers with an error.
@@ -221,8 +223,6 @@ def _elsewhere(home: Path | None) -> tuple[str | None, list[dict[str, Any]]]:
     from brinery.cli import show
     from brinery.client import default_client
 
-    if home is not None:
-        return None, []
     try:
         client = default_client()
     except AuthenticationError:  # nobody has ever called one from here
