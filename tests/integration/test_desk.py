@@ -118,6 +118,15 @@ def test_what_runs_and_what_it_said_comes_whole(said, opened, far):
     assert list(far.logs("wrk_1", tail=0)) == []
 
 
+def test_the_connection_of_a_log_is_said_to_close(said, opened):
+    desk = opened()
+    said.say("one")
+    headers = {"Authorization": f"Bearer {desk.address.token}"}
+    reply = httpx.get(f"{desk.address.url}/v1/logs/wrk_1?tail=5", headers=headers, timeout=30)
+    assert reply.headers["connection"] == "close"
+    assert "connection" not in httpx.get(f"{desk.address.url}/v1/running", headers=headers, timeout=30).headers
+
+
 def test_without_its_token_nobody_reads_anything(said, opened):
     desk = opened()
     said.say("secret")

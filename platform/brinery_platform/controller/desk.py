@@ -214,10 +214,10 @@ def _handler_of(desk: Desk, token: str) -> type[BaseHTTPRequestHandler]:
 
         def _pass_on(self, reply: _Reply, lines: Stamped) -> None:
             """Send each line; without the last word the reader knows that it has not heard all, and asks again."""
-            self.close_connection = True
             self.send_response(HTTPStatus.OK)
             self.send_header("Content-Type", "application/x-ndjson")
             self.send_header("Transfer-Encoding", "chunked")
+            self.send_header("Connection", "close")  # said, so that nobody asks over it again while it closes
             self.end_headers()
             with suppress(OSError, BrineryError):  # the reader has gone, or the engine
                 for at, line in lines:
