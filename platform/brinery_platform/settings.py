@@ -104,12 +104,12 @@ class Settings(BaseSettings):
     @cached_property
     def host_folders(self) -> tuple[str, ...]:
         """The folders of the host that `host_volumes` names."""
-        return tuple(part.strip() for part in self.host_volumes.split(",") if part.strip())
+        return tuple(_parts(self.host_volumes))
 
     @cached_property
     def registries(self) -> tuple[str, ...]:
         """The registries that `image_registries` names, perhaps with the start of a path; empty: any."""
-        return tuple(part.strip().strip("/").lower() for part in self.image_registries.split(",") if part.strip())
+        return tuple(part.strip("/").lower() for part in _parts(self.image_registries))
 
     @cached_property
     def webhooks_allowed(self) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -150,7 +150,12 @@ class Settings(BaseSettings):
 
 def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     """Return the networks of a comma-separated list; `ValueError` names the one that is none."""
-    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+    return tuple(map(ip_network, _parts(text)))
+
+
+def _parts(text: str) -> list[str]:
+    """Return the parts of a comma-separated list."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def read_settings(**given: object) -> Settings:

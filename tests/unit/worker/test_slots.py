@@ -135,36 +135,39 @@ def test_a_stop_before_a_step_begins_keeps_it_from_beginning():
         running.run(lambda: pytest.fail("ran"))
 
 
-def test_a_stop_between_two_steps_leaves_the_connection_to_the_next_step():
+@pytest.fixture
+def sending():
+    """A request that is between two steps of a stream, its connection, and the client's end of that."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         running = Running(0, 1)
         running.connection = ours
         running.run(lambda: None)
-        running.stop("cancelled")
-        with pytest.raises(RequestStopped):
-            running.run(lambda: pytest.fail("ran"))
-        running.leave()
-        time.sleep(2 * SENDING_SECONDS)
-        ours.sendall(b"x")
-        assert theirs.recv(1) == b"x", "another request may use it"
+        yield running, ours, theirs
+
+
+def test_a_stop_between_two_steps_leaves_the_connection_to_the_next_step(sending):
+    running, ours, theirs = sending
+    running.stop("cancelled")
+    with pytest.raises(RequestStopped):
+        running.run(lambda: pytest.fail("ran"))
+    running.leave()
+    time.sleep(2 * SENDING_SECONDS)
+    ours.sendall(b"x")
+    assert theirs.recv(1) == b"x", "another request may use it"
 
 
 @pytest.mark.parametrize("threads_left", [True, False])
-def test_a_stop_of_what_does_not_come_to_its_next_step_closes_the_connection(monkeypatch, threads_left):
+def test_a_stop_of_what_does_not_come_to_its_next_step_closes_the_connection(sending, monkeypatch, threads_left):
     def refuse(_timer):
         raise RuntimeError("can't start new thread")
 
     if not threads_left:
         monkeypatch.setattr(threading.Timer, "start", refuse)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        running = Running(0, 1)
-        running.connection = ours
-        running.run(lambda: None)
-        running.stop("cancelled")
-        theirs.settimeout(10)
-        assert theirs.recv(1) == b""
+    running, _, theirs = sending
+    running.stop("cancelled")
+    theirs.settimeout(10)
+    assert theirs.recv(1) == b""
 
 
 def test_a_stop_of_a_request_that_has_left_does_nothing(board):
